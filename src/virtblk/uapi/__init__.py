@@ -1,0 +1,1 @@
+"""The specifications typed in: numbers, dtypes and size asserts, nothing else."""

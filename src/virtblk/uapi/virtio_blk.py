@@ -1,0 +1,93 @@
+"""The block device (virtio 1.2, section 5.2): feature bits, config space, requests, status.
+
+Numbers only. Named as in Linux's include/uapi/linux/virtio_blk.h.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+VIRTIO_BLK_F_SIZE_MAX: Final = 1
+VIRTIO_BLK_F_SEG_MAX: Final = 2
+VIRTIO_BLK_F_GEOMETRY: Final = 4
+VIRTIO_BLK_F_RO: Final = 5
+VIRTIO_BLK_F_BLK_SIZE: Final = 6
+VIRTIO_BLK_F_FLUSH: Final = 9
+VIRTIO_BLK_F_TOPOLOGY: Final = 10
+VIRTIO_BLK_F_CONFIG_WCE: Final = 11
+VIRTIO_BLK_F_MQ: Final = 12
+VIRTIO_BLK_F_DISCARD: Final = 13
+VIRTIO_BLK_F_WRITE_ZEROES: Final = 14
+VIRTIO_BLK_F_LIFETIME: Final = 15
+VIRTIO_BLK_F_SECURE_ERASE: Final = 16
+VIRTIO_BLK_F_ZONED: Final = 17
+
+BLK_FEATURE_NAMES: Final[dict[int, str]] = {
+    0: "VIRTIO_BLK_F_BARRIER",
+    VIRTIO_BLK_F_SIZE_MAX: "VIRTIO_BLK_F_SIZE_MAX",
+    VIRTIO_BLK_F_SEG_MAX: "VIRTIO_BLK_F_SEG_MAX",
+    VIRTIO_BLK_F_GEOMETRY: "VIRTIO_BLK_F_GEOMETRY",
+    VIRTIO_BLK_F_RO: "VIRTIO_BLK_F_RO",
+    VIRTIO_BLK_F_BLK_SIZE: "VIRTIO_BLK_F_BLK_SIZE",
+    7: "VIRTIO_BLK_F_SCSI",
+    VIRTIO_BLK_F_FLUSH: "VIRTIO_BLK_F_FLUSH",
+    VIRTIO_BLK_F_TOPOLOGY: "VIRTIO_BLK_F_TOPOLOGY",
+    VIRTIO_BLK_F_CONFIG_WCE: "VIRTIO_BLK_F_CONFIG_WCE",
+    VIRTIO_BLK_F_MQ: "VIRTIO_BLK_F_MQ",
+    VIRTIO_BLK_F_DISCARD: "VIRTIO_BLK_F_DISCARD",
+    VIRTIO_BLK_F_WRITE_ZEROES: "VIRTIO_BLK_F_WRITE_ZEROES",
+    VIRTIO_BLK_F_LIFETIME: "VIRTIO_BLK_F_LIFETIME",
+    VIRTIO_BLK_F_SECURE_ERASE: "VIRTIO_BLK_F_SECURE_ERASE",
+    VIRTIO_BLK_F_ZONED: "VIRTIO_BLK_F_ZONED",
+}
+
+VIRTIO_BLK_T_IN: Final = 0
+VIRTIO_BLK_T_OUT: Final = 1
+VIRTIO_BLK_T_SCSI_CMD: Final = 2
+VIRTIO_BLK_T_FLUSH: Final = 4
+VIRTIO_BLK_T_GET_ID: Final = 8
+
+VIRTIO_BLK_S_OK: Final = 0
+VIRTIO_BLK_S_IOERR: Final = 1
+VIRTIO_BLK_S_UNSUPP: Final = 2
+
+VIRTIO_BLK_ID_BYTES: Final = 20
+SECTOR_SHIFT: Final = 9
+SECTOR_SIZE: Final = 512
+
+#: struct virtio_blk_outhdr: le32 type, le32 ioprio, le64 sector
+OUTHDR: Final = np.dtype([("type", "<u4"), ("ioprio", "<u4"), ("sector", "<u8")], align=True)
+OUTHDR_SIZE: Final = 16
+OUTHDR_TYPE: Final = 0
+OUTHDR_IOPRIO: Final = 4
+OUTHDR_SECTOR: Final = 8
+
+#: struct virtio_blk_config, as far as features of this version of virtblk reach (up to num_queues).
+BLK_CONFIG: Final = np.dtype(
+    [
+        ("capacity", "<u8"),  # in 512-byte sectors
+        ("size_max", "<u4"),
+        ("seg_max", "<u4"),
+        ("cylinders", "<u2"),
+        ("heads", "u1"),
+        ("sectors", "u1"),
+        ("blk_size", "<u4"),
+        ("physical_block_exp", "u1"),
+        ("alignment_offset", "u1"),
+        ("min_io_size", "<u2"),
+        ("opt_io_size", "<u4"),
+        ("writeback", "u1"),
+        ("unused0", "u1"),
+        ("num_queues", "<u2"),
+    ]
+)
+#: Bytes of the whole config space up to write zeroes; what back ends of today answer.
+BLK_CONFIG_SIZE_1_1: Final = 60
+
+assert OUTHDR.itemsize == OUTHDR_SIZE
+assert BLK_CONFIG.itemsize == 36
+assert BLK_CONFIG.fields["blk_size"][1] == 20  # type: ignore[index]
+assert BLK_CONFIG.fields["writeback"][1] == 32  # type: ignore[index]
+assert BLK_CONFIG.fields["num_queues"][1] == 34  # type: ignore[index]

@@ -1,0 +1,39 @@
+"""Feature bits and device status common to all virtio devices (virtio 1.2, sections 2.1, 2.2 and 6).
+
+Numbers only. Named as in Linux's include/uapi/linux/virtio_config.h and virtio_ring.h.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+VIRTIO_RING_F_INDIRECT_DESC: Final = 28
+VIRTIO_RING_F_EVENT_IDX: Final = 29
+VIRTIO_F_VERSION_1: Final = 32
+VIRTIO_F_ACCESS_PLATFORM: Final = 33
+VIRTIO_F_RING_PACKED: Final = 34
+VIRTIO_F_IN_ORDER: Final = 35
+VIRTIO_F_ORDER_PLATFORM: Final = 36
+VIRTIO_F_SR_IOV: Final = 37
+VIRTIO_F_NOTIFICATION_DATA: Final = 38
+VIRTIO_F_NOTIF_CONFIG_DATA: Final = 39
+VIRTIO_F_RING_RESET: Final = 40
+
+#: Bit -> name, for messages and `virtblk info`.
+RING_FEATURE_NAMES: Final[dict[int, str]] = {
+    24: "VIRTIO_F_NOTIFY_ON_EMPTY",
+    26: "VHOST_F_LOG_ALL",
+    27: "VIRTIO_F_ANY_LAYOUT",
+    VIRTIO_RING_F_INDIRECT_DESC: "VIRTIO_RING_F_INDIRECT_DESC",
+    VIRTIO_RING_F_EVENT_IDX: "VIRTIO_RING_F_EVENT_IDX",
+    30: "VHOST_USER_F_PROTOCOL_FEATURES",
+    VIRTIO_F_VERSION_1: "VIRTIO_F_VERSION_1",
+    VIRTIO_F_ACCESS_PLATFORM: "VIRTIO_F_ACCESS_PLATFORM",
+    VIRTIO_F_RING_PACKED: "VIRTIO_F_RING_PACKED",
+    VIRTIO_F_IN_ORDER: "VIRTIO_F_IN_ORDER",
+    VIRTIO_F_ORDER_PLATFORM: "VIRTIO_F_ORDER_PLATFORM",
+    VIRTIO_F_SR_IOV: "VIRTIO_F_SR_IOV",
+    VIRTIO_F_NOTIFICATION_DATA: "VIRTIO_F_NOTIFICATION_DATA",
+    VIRTIO_F_NOTIF_CONFIG_DATA: "VIRTIO_F_NOTIF_CONFIG_DATA",
+    VIRTIO_F_RING_RESET: "VIRTIO_F_RING_RESET",
+}
