@@ -1,0 +1,1 @@
+"""The compiled-Python kit: the only importer of numba."""
