@@ -1,0 +1,1 @@
+"""Shared memory and the translation of guest addresses."""
