@@ -1,0 +1,1 @@
+"""The virtio-blk device: features, config space, parse, validate, execute."""

@@ -1,0 +1,124 @@
+"""One running virtqueue of the device: its worker thread, and what the worker needs.
+
+Started and stopped by the session's control thread (`device.virtio_blk`); the loop itself is `device.worker`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+
+from virtblk.device.request import DiskView
+from virtblk.device.worker import PIECES, WORD_CALL, WORD_DONE, WORD_STOP, WORDS, WORKER_DTYPE, worker_loop
+from virtblk.jit.atomics import load_acquire_i64, store_release_i64
+from virtblk.jit.libc import eventfd_signal, poll_out
+from virtblk.jit.table import Table
+from virtblk.jit.warmup import ensure
+from virtblk.mem.guest_memory import GuestMemory
+from virtblk.mem.shm import Words
+from virtblk.storage.request import BATCH, REQUEST_DTYPE
+from virtblk.uapi.virtio_ring import (
+    VRING_AVAIL_ALIGN_SIZE,
+    VRING_DESC_ALIGN_SIZE,
+    VRING_USED_ALIGN_SIZE,
+    avail_size,
+    desc_table_size,
+    used_size,
+)
+from virtblk.vhost_user.vring import Vring
+from virtblk.virtio.vringh_split import BAD_VRING_TEXT, VRINGH_DTYPE, Vringh, vringh_init
+
+log = logging.getLogger("virtblk.device")
+
+_POLL_FOREVER = 1 << 62
+#: A worker looks at its stop word between batches; memory copies of one batch are what it may still have to finish.
+STOP_TIMEOUT = 30.0
+
+
+def _call_word(fd: int) -> int:
+    """What the worker reads as WORD_CALL: a blocking fd has to be asked before each write."""
+    if fd < 0:
+        return -1
+    blocking = not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK
+    return 2 * fd + blocking
+
+
+def compile_worker(memory: GuestMemory, disk: DiskView) -> None:
+    """Compile what serves a ring, before a driver waits for its answer: the first time takes many seconds."""
+    vring = Vringh(Table(1, VRINGH_DTYPE), Table(PIECES), Table(PIECES))
+    ensure(vringh_init, vring, 0)
+    ensure(worker_loop, vring, memory.table, disk, Table(BATCH, REQUEST_DTYPE), Table(1, WORKER_DTYPE))
+
+
+class DeviceQueue:
+    """Serves ring `vring.index` from construction until `stop`. Raises ValueError for rings that are not in memory."""
+
+    def __init__(
+        self, memory: GuestMemory, disk: DiskView, vring: Vring, *, event_idx: bool, indirect: bool, poll_ns: int
+    ):
+        num = vring.num
+        self.index = vring.index
+        self._err_fd = vring.err_fd
+        self._vring = Vringh(Table(1, VRINGH_DTYPE), Table(PIECES), Table(PIECES))
+        state = self._vring.state[0]
+        areas = (
+            ("desc", vring.desc, desc_table_size(num), VRING_DESC_ALIGN_SIZE),
+            ("avail", vring.avail, avail_size(num), VRING_AVAIL_ALIGN_SIZE),
+            ("used", vring.used, used_size(num), VRING_USED_ALIGN_SIZE),
+        )
+        for name, user, size, alignment in areas:
+            host = memory.user_to_host(user, size)
+            if host % alignment:
+                raise ValueError(f"{name} ring at user address {user:#x} is not aligned to {alignment} bytes")
+            state[name] = host
+        state["num"], state["event_idx"], state["indirect"] = num, event_idx, indirect
+        vringh_init(self._vring, vring.base)
+
+        self._words = Words(WORDS)
+        self._scratch = Table(2)
+        self._requests = Table(BATCH, REQUEST_DTYPE)
+        self.worker = Table(1, WORKER_DTYPE)
+        worker = self.worker[0]
+        worker["stop"], worker["done"] = self._words.address(WORD_STOP), self._words.address(WORD_DONE)
+        worker["call"] = self._words.address(WORD_CALL)
+        worker["scratch"] = self._scratch.address
+        worker["kick_fd"] = vring.kick_fd
+        worker["poll_ns"] = poll_ns if vring.kick_fd >= 0 else _POLL_FOREVER
+        if vring.kick_fd >= 0:  # we drain it after poll(): never block there, even if somebody else was faster
+            fcntl.fcntl(vring.kick_fd, fcntl.F_SETFL, fcntl.fcntl(vring.kick_fd, fcntl.F_GETFL) | os.O_NONBLOCK)
+        store_release_i64(self._words.address(WORD_CALL), _call_word(vring.call_fd))
+        self._arguments = (self._vring, memory.table, disk, self._requests, self.worker)
+        ensure(worker_loop, *self._arguments)
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        worker["stop_fd"] = self._stop_fd
+        self._thread = threading.Thread(target=self._run, name=f"virtblk-vq{self.index}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        worker_loop(*self._arguments)
+        if self.broken:
+            log.warning("queue %d is broken: %s", self.index, self.broken)
+            if self._err_fd >= 0 and poll_out(self._err_fd) == 1:  # the peer's: never block there
+                eventfd_signal(self._err_fd)
+
+    @property
+    def broken(self) -> str | None:
+        """Why the ring is broken, or None."""
+        state = self._vring.state[0]
+        return BAD_VRING_TEXT[int(state["bad"])].format(value=int(state["bad_value"])) if state["bad"] else None
+
+    def stop(self) -> int:
+        """Finish what was taken, end the worker, return the available index that comes next (16 bits)."""
+        store_release_i64(self._words.address(WORD_STOP), 1)
+        if self._stop_fd >= 0:
+            os.eventfd_write(self._stop_fd, 1)
+            self._thread.join(STOP_TIMEOUT)
+            if not load_acquire_i64(self._words.address(WORD_DONE)):
+                # Its memory is about to be unmapped under it; there is no way on from here.
+                log.critical("queue %d: the worker did not stop within %g s", self.index, STOP_TIMEOUT)
+                os.abort()
+            os.close(self._stop_fd)
+            self._stop_fd = -1
+        return int(self._vring.state[0]["last_avail"])

@@ -1,0 +1,174 @@
+"""Parse and validate virtio-blk requests (virtio 1.2, 5.2.6); executing them is the storage's business.
+
+Parse: pieces of a chain -> a request record. The header may come in any framing (2.7.4.1); each of its words is read
+once. Validate: a record -> the same record with an operation to execute, or with its refusal. Complete: the result ->
+status byte and used length. Called by the queue's worker.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from virtblk.jit.atomics import load_i64, load_u32
+from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.memory import copy
+from virtblk.jit.table import Table
+from virtblk.mem.regions import guest_store_u8, guest_write
+from virtblk.storage.request import OP_FLUSH, OP_NONE, OP_READ, OP_WRITE
+from virtblk.uapi.virtio_blk import (
+    OUTHDR_SECTOR,
+    OUTHDR_SIZE,
+    OUTHDR_TYPE,
+    SECTOR_SHIFT,
+    SECTOR_SIZE,
+    VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+)
+
+ENOTSUP = 95
+
+DISK_DTYPE = np.dtype(
+    [
+        ("capacity", "i8"),  # in 512-byte sectors
+        ("read_only", "i8"),
+        ("flush", "i8"),  # 1 when FLUSH was negotiated
+        ("kind", "i8"),
+        ("address", "i8"),  # of a memory disk's first byte
+        ("serial", "i8"),  # address of 20 bytes, NUL-padded ASCII
+    ]
+)
+
+
+class DiskView(NamedTuple):
+    """The disk as the workers see it; read-only for them."""
+
+    state: Table  # [1] DISK_DTYPE
+
+
+@cold_kernel
+def gather_header(header, piece_addr, piece_len, first, readable):
+    """Collect the header from pieces of any size into the 16 bytes at our address `header`; False where it is short.
+
+    The pieces shrink by what was taken.
+    """
+    have = 0
+    for p in range(first, first + readable):
+        take = min(OUTHDR_SIZE - have, piece_len[p])
+        copy(header + have, piece_addr[p], take)
+        have += take
+        piece_addr[p] += take
+        piece_len[p] -= take
+        if have == OUTHDR_SIZE:
+            return True
+    return False
+
+
+@kernel
+def parse(requests, i, head, piece_addr, piece_len, first, pieces, readable, scratch):
+    """Make record `i` of a chain's pieces. `scratch` is the address of 16 bytes of the worker's own.
+
+    Returns (type, sector). A chain without header or status byte gets OP_NONE: its head goes back with length 0.
+    """
+    requests[i]["head"] = head
+    requests[i]["result"] = 0
+    requests[i]["status"] = VIRTIO_BLK_S_OK
+    requests[i]["used_len"] = 0
+    requests[i]["op"] = OP_NONE
+    requests[i]["status_at"] = 0
+    requests[i]["length"] = 0
+    requests[i]["writable"] = 0
+    end = first + pieces
+    if pieces == readable:
+        return -1, 0  # nothing writable: no room for a status
+    last = end - 1
+    piece_len[last] -= 1
+    requests[i]["status_at"] = piece_addr[last] + piece_len[last]
+    writable = 0
+    for p in range(first + readable, end):
+        writable += piece_len[p]
+    requests[i]["writable"] = writable
+    if readable == 1 and piece_len[first] == OUTHDR_SIZE:  # what every driver of today sends for a read
+        header = piece_addr[first]
+        piece_len[first] = 0
+    elif readable > 0 and piece_len[first] >= OUTHDR_SIZE:
+        header = piece_addr[first]
+        piece_addr[first] += OUTHDR_SIZE
+        piece_len[first] -= OUTHDR_SIZE
+    elif gather_header(scratch, piece_addr, piece_len, first, readable):
+        header = scratch
+    else:
+        requests[i]["status"] = VIRTIO_BLK_S_IOERR
+        return -1, 0
+    kind = load_u32(header + OUTHDR_TYPE)
+    sector = load_i64(header + OUTHDR_SECTOR)
+    if kind == VIRTIO_BLK_T_OUT:
+        requests[i]["first"] = first
+        requests[i]["count"] = readable
+        for p in range(first, first + readable):
+            requests[i]["length"] += piece_len[p]
+    else:
+        requests[i]["first"] = first + readable
+        requests[i]["count"] = pieces - readable
+        requests[i]["length"] = writable
+    return kind, sector
+
+
+@kernel
+def validate(disk, mem, requests, i, kind, sector, piece_addr, piece_len):
+    """Decide what record `i` asks for: an operation for the storage, or OP_NONE with the status to give."""
+    length = requests[i]["length"]
+    if kind == VIRTIO_BLK_T_IN or kind == VIRTIO_BLK_T_OUT:
+        capacity = disk.state[0]["capacity"]
+        sectors = length >> SECTOR_SHIFT
+        # A sector of 2**63 and more came in negative; capacity - sector cannot wrap once 0 <= sector <= capacity.
+        if length & (SECTOR_SIZE - 1) or sector < 0 or sector > capacity or sectors > capacity - sector:
+            requests[i]["status"] = VIRTIO_BLK_S_IOERR
+        elif kind == VIRTIO_BLK_T_OUT and disk.state[0]["read_only"]:
+            requests[i]["status"] = VIRTIO_BLK_S_IOERR  # 5.2.6.2: and the data MUST NOT change
+        else:
+            requests[i]["op"] = OP_READ if kind == VIRTIO_BLK_T_IN else OP_WRITE
+            requests[i]["offset"] = sector << SECTOR_SHIFT
+    elif kind == VIRTIO_BLK_T_FLUSH:
+        if disk.state[0]["flush"]:
+            requests[i]["op"] = OP_FLUSH
+            requests[i]["length"] = 0
+            requests[i]["count"] = 0
+        else:
+            requests[i]["status"] = VIRTIO_BLK_S_UNSUPP
+    elif kind == VIRTIO_BLK_T_GET_ID:
+        left = VIRTIO_BLK_ID_BYTES
+        for p in range(requests[i]["first"], requests[i]["first"] + requests[i]["count"]):
+            take = min(left, piece_len[p])
+            guest_write(mem, piece_addr[p], disk.state[0]["serial"] + VIRTIO_BLK_ID_BYTES - left, take)
+            left -= take
+        requests[i]["used_len"] = VIRTIO_BLK_ID_BYTES - left
+    elif kind >= 0:
+        requests[i]["status"] = VIRTIO_BLK_S_UNSUPP
+
+
+@kernel
+def complete(mem, requests, i):
+    """Write the status byte of record `i`, and only that byte; returns the used length.
+
+    The length counts bytes written from the first writable one on (2.7.8.1), so a failed read that wrote nothing but
+    the status at the end says 0 unless the status is the first writable byte.
+    """
+    op = requests[i]["op"]
+    if op != OP_NONE and requests[i]["result"]:
+        requests[i]["status"] = VIRTIO_BLK_S_UNSUPP if requests[i]["result"] == ENOTSUP else VIRTIO_BLK_S_IOERR
+    at = requests[i]["status_at"]
+    if at == 0:
+        return 0
+    guest_store_u8(mem, at, requests[i]["status"])
+    written = requests[i]["used_len"]
+    return written + 1 if written == requests[i]["writable"] else written
+
+

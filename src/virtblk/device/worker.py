@@ -1,0 +1,150 @@
+"""The loop of one queue: take a batch, parse, validate, execute, complete, sleep when idle (Linux: handle_vq_kick).
+
+One thread per virtqueue runs `worker_loop` while its ring is started. It spins for `poll_ns` after the last request,
+then enables notifications, looks once more, and blocks on the kick fd and on its stop fd together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from virtblk.device.request import complete, parse, validate
+from virtblk.jit.atomics import cpu_pause, load_acquire_i64, store_i64, store_release_i64
+from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.libc import clock_ns, eventfd_drain, eventfd_signal, poll_in2, poll_out
+from virtblk.mem.regions import MAX_REGIONS, memory_truncated
+from virtblk.storage.memory import memory_execute
+from virtblk.storage.null import null_execute
+from virtblk.storage.request import BATCH, KIND_MEMORY
+from virtblk.virtio.vringh_split import (
+    BAD_MEMORY,
+    MAX_PIECES,
+    vringh_add_used,
+    vringh_available,
+    vringh_break,
+    vringh_getdesc,
+    vringh_need_notify,
+    vringh_notify_disable,
+    vringh_notify_enable,
+    vringh_publish_used,
+)
+
+#: Pieces of a whole batch; a batch ends early where one more chain might not fit.
+PIECES = 4096
+#: Blocking waits look at the stop word this often even if nobody signals.
+WAIT_MS = 1000
+SPINS_PER_CLOCK = 16
+
+#: Words of a worker, by index in its `mem.shm.Words`.
+WORD_STOP = 0
+WORD_DONE = 1
+WORD_CALL = 2  # twice the call fd, plus 1 where a write to it might block; -1 for none
+WORDS = 3
+
+WORKER_DTYPE = np.dtype(
+    [
+        ("stop", "i8"),  # addresses of the words above
+        ("done", "i8"),
+        ("call", "i8"),
+        ("kick_fd", "i8"),
+        ("stop_fd", "i8"),
+        ("poll_ns", "i8"),
+        ("scratch", "i8"),  # address of 16 bytes for headers in pieces
+        ("requests", "i8"),  # counters
+        ("batches", "i8"),
+        ("kicks", "i8"),
+        ("calls", "i8"),
+    ]
+)
+
+
+@kernel
+def process_batch(vr, mem, disk, requests, worker):
+    """Take and finish what is available, BATCH chains at most: how many, 0, or RING_BROKEN (negative)."""
+    count = 0
+    first = 0
+    failed = 0
+    while count < BATCH and first + MAX_PIECES + MAX_REGIONS <= PIECES:
+        head = vringh_getdesc(vr, mem, first)
+        if head < 0:
+            failed = head
+            break
+        pieces = vr.state[0]["pieces"]
+        readable = vr.state[0]["readable"]
+        kind, sector = parse(
+            requests, count, head, vr.piece_addr, vr.piece_len, first, pieces, readable, worker[0]["scratch"]
+        )
+        validate(disk, mem, requests, count, kind, sector, vr.piece_addr, vr.piece_len)
+        first += pieces
+        count += 1
+    if count:
+        if disk.state[0]["kind"] == KIND_MEMORY:
+            memory_execute(disk.state[0]["address"], mem, requests, count, vr.piece_addr, vr.piece_len)
+        else:
+            null_execute(requests, count)
+        if memory_truncated(mem):
+            return vringh_break(vr, BAD_MEMORY, count)  # zeroes were copied in place of data: acknowledge nothing
+        for i in range(count):
+            vringh_add_used(vr, requests[i]["head"], complete(mem, requests, i))
+        vringh_publish_used(vr)
+        worker[0]["requests"] += count
+        worker[0]["batches"] += 1
+    elif failed < -1:
+        return failed
+    return count
+
+
+@kernel
+def signal_driver(vr, worker):
+    """Interrupt the driver if it asked for it. Its fd may be a pipe or a blocking eventfd: never block on it."""
+    if not vringh_need_notify(vr):
+        return
+    call = load_acquire_i64(worker[0]["call"])
+    if call >= 0 and (call & 1 == 0 or poll_out(call >> 1) == 1):
+        eventfd_signal(call >> 1)
+        worker[0]["calls"] += 1
+
+
+@cold_kernel
+def wait_for_kick(worker):
+    """Block until the driver kicks, control stops us, or WAIT_MS pass."""
+    fired = poll_in2(worker[0]["kick_fd"], worker[0]["stop_fd"], WAIT_MS)
+    if fired > 0 and fired & 1:
+        if eventfd_drain(worker[0]["kick_fd"]) == 0:
+            # A pipe whose writer is gone stays readable for ever: wait on the stop fd alone from now on.
+            worker[0]["kick_fd"] = -1
+        worker[0]["kicks"] += 1
+
+
+@cold_kernel
+def worker_loop(vr, mem, disk, requests, worker):
+    """Serve one ring until its stop word is set or the ring breaks. The last word written is `done`."""
+    poll_ns = worker[0]["poll_ns"]
+    vringh_notify_disable(vr)
+    deadline = clock_ns() + poll_ns
+    spins = 0
+    while load_acquire_i64(worker[0]["stop"]) == 0:
+        count = process_batch(vr, mem, disk, requests, worker)
+        if count < 0:
+            break
+        if count > 0:
+            signal_driver(vr, worker)
+            spins = 0
+            continue
+        spins += 1
+        if spins == 1:
+            deadline = clock_ns() + poll_ns
+        elif spins % SPINS_PER_CLOCK:
+            cpu_pause()
+            continue
+        if clock_ns() < deadline:
+            cpu_pause()
+            continue
+        if vringh_notify_enable(vr):
+            wait_for_kick(worker)
+        vringh_notify_disable(vr)
+        spins = 0
+        if vringh_available(vr) < 0:
+            break
+    store_i64(worker[0]["stop"], 1)
+    store_release_i64(worker[0]["done"], 1)

@@ -1,0 +1,1 @@
+"""What a device stores its data in. Knows nothing of virtio."""
