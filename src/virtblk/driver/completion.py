@@ -1,0 +1,310 @@
+"""Completion and the one waiting rule (Linux: virtblk_done, bio_endio, blk_poll).
+
+Whoever finds used requests reaps all of them under the queue lock, ends their bios and puts these on their owners'
+completion lists; after the lock is dropped it wakes the owners that sleep, and one of those that wait for room.
+
+Waiting, for completions or for room, is one rule: reap what is there; spin for `poll_ns`, reaping; then ask for an
+interrupt and block for a bounded time. Interrupts are asked for while somebody blocks, and only then. In interrupt mode
+one completion thread per queue (`completion_loop`) waits on the call fd; with polling alone there is none.
+"""
+
+from __future__ import annotations
+
+from virtblk.block.bio import bio_endio
+from virtblk.driver.virtblk_req import LINE_HEAD, LINE_WAIT, virtblk_free_req
+from virtblk.jit.atomics import (
+    cmpxchg_u32,
+    cpu_pause,
+    exchange_u32,
+    fetch_add_i64,
+    load_acquire_i64,
+    load_acquire_u32,
+    load_i64,
+    load_u8,
+    store_release_i64,
+)
+from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.libc import clock_ns, eventfd_drain, poll_in2
+from virtblk.jit.lock import (
+    mutex_lock,
+    mutex_trylock,
+    mutex_unlock,
+    wait_finish,
+    wait_prepare,
+    wait_sleep,
+    waiters,
+    wake_up,
+)
+from virtblk.uapi.virtio_blk import VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP
+from virtblk.virtio.virtio_ring_split import (
+    NOTHING_USED,
+    RING_BROKEN,
+    virtqueue_disable_cb,
+    virtqueue_enable_cb,
+    virtqueue_get_buf,
+    virtqueue_more_used,
+)
+
+EIO = 5
+ENOTTY = 25
+EPROTO = 71
+ETIMEDOUT = 110
+
+#: Bound of every sleep: what is lost meanwhile (nothing, if the barriers hold) is found after this.
+SLEEP_NS = 50_000_000
+WAKE_ALL = 1 << 30
+COMPLETION_WAIT_MS = 1000
+#: Rounds without a find after which the one who polls looks at the clock, and lets another poll.
+TURN_ROUNDS = 4096
+
+
+@kernel
+def virtblk_result(status):
+    """Status byte -> errno of the bio (status.STATUS_TABLE); anything unknown, the sentinel included, is EIO."""
+    if status == VIRTIO_BLK_S_OK:
+        return 0
+    if status == VIRTIO_BLK_S_UNSUPP:
+        return ENOTTY
+    return EIO
+
+
+@cold_kernel
+def virtblk_break(d, error):
+    """End the queue for good with a positive errno and wake everybody; the first reason stays."""
+    mutex_lock(d.queue[0]["lock"])
+    if d.queue[0]["error"] == 0:
+        d.queue[0]["error"] = error
+    mutex_unlock(d.queue[0]["lock"])
+    for s in range(d.queue[0]["submitters"]):
+        wake_up(d.submitters[s]["line"] + LINE_WAIT, WAKE_ALL)
+    wake_up(d.queue[0]["queue_wait"], WAKE_ALL)
+
+
+@kernel
+def virtblk_bio_done(d, bio, reaper, noted):
+    """Put a bio that ended on its owner's list; returns how many owners `reaper` has to wake. Under the queue lock."""
+    owner = d.bios[bio]["owner"]
+    line = d.submitters[owner]["line"]
+    head = load_i64(line + LINE_HEAD)
+    size = d.queue[0]["done_size"]
+    d.done_list[owner * size + (head & (size - 1))] = bio
+    store_release_i64(line + LINE_HEAD, head + 1)  # partner: the owner's acquire in virtblk_pending
+    if d.submitters[owner]["mark"] != d.queue[0]["reaps"]:
+        d.submitters[owner]["mark"] = d.queue[0]["reaps"]
+        d.noted[reaper * d.queue[0]["submitters"] + noted] = owner
+        noted += 1
+    return noted
+
+
+@kernel
+def virtblk_reap_locked(d, reaper, noted):
+    """Take every used request off the ring: (how many, owners noted so far). Under the queue lock."""
+    count = 0
+    while True:
+        req, _ = virtqueue_get_buf(d.vq)
+        if req == NOTHING_USED:
+            break
+        if req == RING_BROKEN:
+            if d.queue[0]["error"] == 0:
+                d.queue[0]["error"] = EPROTO
+            break
+        error = virtblk_result(load_u8(d.requests[req]["status"]))
+        bio = d.requests[req]["bio"]
+        virtblk_free_req(d, req)
+        if bio_endio(d.bios, bio, error):
+            noted = virtblk_bio_done(d, bio, reaper, noted)
+        count += 1
+    return count, noted
+
+
+@kernel
+def virtblk_wake(d, reaper, noted, room):
+    """Wake the noted owners, and one submitter that waits for room if there is any. After the lock was dropped."""
+    first = reaper * d.queue[0]["submitters"]
+    for i in range(first, first + noted):
+        wake_up(d.submitters[d.noted[i]]["line"] + LINE_WAIT, 1)
+    if room:
+        wake_up(d.queue[0]["queue_wait"], 1)
+
+
+@kernel
+def virtblk_done(d, reaper, patient):
+    """Reap: how many requests ended, or -errno once the queue is over. Not `patient`: 0 where the lock is taken."""
+    if d.queue[0]["error"]:
+        return -d.queue[0]["error"]
+    if not virtqueue_more_used(d.vq):
+        return 0
+    if patient:
+        mutex_lock(d.queue[0]["lock"])
+    elif not mutex_trylock(d.queue[0]["lock"]):
+        return 0
+    d.queue[0]["reaps"] += 1
+    count, noted = virtblk_reap_locked(d, reaper, 0)
+    error = d.queue[0]["error"]
+    mutex_unlock(d.queue[0]["lock"])
+    virtblk_wake(d, reaper, noted, count > 0)
+    if error:
+        virtblk_break(d, error)
+        return -error
+    return count
+
+
+@cold_kernel
+def virtblk_interrupt(d, reaper):
+    """The call fd fired: reap, and ask for the next interrupt if somebody blocks. 0 or -errno."""
+    mutex_lock(d.queue[0]["lock"])
+    virtqueue_disable_cb(d.vq)
+    d.queue[0]["reaps"] += 1
+    d.queue[0]["interrupts"] += 1
+    count, noted = virtblk_reap_locked(d, reaper, 0)
+    while d.queue[0]["error"] == 0 and load_acquire_i64(d.queue[0]["sleepers"]) > 0 and not virtqueue_enable_cb(d.vq):
+        more, noted = virtblk_reap_locked(d, reaper, noted)
+        count += more
+    error = d.queue[0]["error"]
+    mutex_unlock(d.queue[0]["lock"])
+    virtblk_wake(d, reaper, noted, count > 0)
+    if error:
+        virtblk_break(d, error)
+        return -error
+    return 0
+
+
+@kernel
+def virtblk_pending(d, sub):
+    """Completions on the submitter's list that it has not taken."""
+    return load_acquire_i64(d.submitters[sub]["line"] + LINE_HEAD) - d.submitters[sub]["tail"]
+
+
+@kernel
+def virtblk_ready(d, sub, room):
+    """What the submitter waits for is there: `room` free descriptors, or (room 0) a completion of its own."""
+    if d.queue[0]["error"]:
+        return True
+    if room:
+        return d.vq.state[0]["num_free"] >= room
+    return virtblk_pending(d, sub) > 0
+
+
+@cold_kernel
+def virtblk_block(d, sub, room):
+    """Ask for an interrupt and sleep until woken, SLEEP_NS at most.
+
+    The count of sleepers goes up before the ring is looked at once more (virtqueue_enable_cb, which has the fence), so
+    a completion thread that reaps meanwhile either sees the count or leaves something that we see.
+    """
+    queue = d.queue[0]["queue_wait"] if room else d.submitters[sub]["line"] + LINE_WAIT
+    sequence = wait_prepare(queue)
+    fetch_add_i64(d.queue[0]["sleepers"], 1)
+    mutex_lock(d.queue[0]["lock"])
+    quiet = virtqueue_enable_cb(d.vq)
+    mutex_unlock(d.queue[0]["lock"])
+    if quiet and not virtblk_ready(d, sub, room):
+        wait_sleep(queue, sequence, SLEEP_NS)
+    fetch_add_i64(d.queue[0]["sleepers"], -1)
+    wait_finish(queue)
+
+
+@cold_kernel
+def virtblk_pass_turn(d, sub):
+    """Stop being the one who polls, and wake somebody who waits to take over.
+
+    The exchange is the fence between giving up the turn and looking for sleepers; its partner is wait_prepare's,
+    between announcing a sleeper and looking at the turn.
+    """
+    exchange_u32(d.queue[0]["turn"], 0)
+    if waiters(d.queue[0]["queue_wait"]) > 0:
+        wake_up(d.queue[0]["queue_wait"], 1)
+        return
+    count = d.queue[0]["submitters"]
+    for i in range(1, count):
+        queue = d.submitters[(sub + i) % count]["line"] + LINE_WAIT
+        if waiters(queue) > 0:
+            wake_up(queue, 1)
+            return
+
+
+@cold_kernel
+def virtblk_wait_in_turn(d, sub, room):
+    """virtblk_wait for more pollers than cores: one polls for all, the others sleep until their turn or their wake-up.
+
+    256 threads that all spin, or yield to each other, reach a hundredth of what one poller and 255 sleepers do.
+    """
+    since = 0
+    used = -1
+    while not virtblk_ready(d, sub, room):
+        if cmpxchg_u32(d.queue[0]["turn"], 0, 1) == 0:
+            rounds = 0
+            while not virtblk_ready(d, sub, room) and rounds < TURN_ROUNDS:
+                if virtblk_done(d, sub, False) == 0:
+                    rounds += 1
+                    cpu_pause()
+            virtblk_pass_turn(d, sub)
+        else:
+            queue = d.queue[0]["queue_wait"] if room else d.submitters[sub]["line"] + LINE_WAIT
+            sequence = wait_prepare(queue)
+            if not virtblk_ready(d, sub, room) and load_acquire_u32(d.queue[0]["turn"]) != 0:
+                wait_sleep(queue, sequence, SLEEP_NS)
+            wait_finish(queue)
+        now = clock_ns()
+        if since == 0 or (room and used != d.vq.state[0]["last_used"]):
+            since = now
+            used = d.vq.state[0]["last_used"]
+        if now - since > d.queue[0]["timeout_ns"]:
+            virtblk_break(d, ETIMEDOUT)
+            break
+    return -d.queue[0]["error"]
+
+
+@kernel
+def virtblk_wait(d, sub, room, reap):
+    """Wait until `virtblk_ready`: 0, or -errno once the queue is over.
+
+    Ends the queue with ETIMEDOUT when a completion stays away for `timeout_ns`, whatever ends for others meanwhile, or
+    when no room is there and nothing at all ends for that long. Reaps what it finds; without `reap` it returns as soon
+    as there is something to reap (a load generator that wants to know how long the reaping takes).
+    """
+    poll_ns = d.queue[0]["poll_ns"]
+    if d.queue[0]["crowded"]:
+        if poll_ns < 0:
+            return virtblk_wait_in_turn(d, sub, room)
+        poll_ns = 0
+    began = 0  # when nothing was found, for `poll_ns`
+    since = 0  # what the time-out counts from
+    used = -1  # where the used ring stood then
+    rounds = 0
+    while not virtblk_ready(d, sub, room):
+        if virtqueue_more_used(d.vq):
+            if not reap:
+                break
+            if virtblk_done(d, sub, False) > 0:
+                began = 0
+                continue
+        if poll_ns != 0:
+            rounds += 1
+            cpu_pause()
+            if rounds & 15:
+                continue  # a clock read is worth some rounds
+        now = clock_ns()
+        if began == 0:
+            began = now
+        if since == 0 or (room and used != d.vq.state[0]["last_used"]):
+            since = now
+            used = d.vq.state[0]["last_used"]
+        if now - since > d.queue[0]["timeout_ns"]:
+            virtblk_break(d, ETIMEDOUT)
+            break
+        if poll_ns >= 0 and now - began >= poll_ns:
+            virtblk_block(d, sub, room)
+    return -d.queue[0]["error"]
+
+
+@cold_kernel
+def completion_loop(d, reaper):
+    """Interrupt mode's thread: wait on the call fd, reap, until the stop word is set. Sets its done word last."""
+    while load_acquire_i64(d.queue[0]["stop"]) == 0:
+        fired = poll_in2(d.queue[0]["call_fd"], d.queue[0]["stop_fd"], COMPLETION_WAIT_MS)
+        if fired > 0 and fired & 1:
+            eventfd_drain(d.queue[0]["call_fd"])
+            if virtblk_interrupt(d, reaper) < 0:
+                break
+    store_release_i64(d.queue[0]["done"], 1)

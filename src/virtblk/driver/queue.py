@@ -1,0 +1,176 @@
+"""Build what the driver's compiled code runs on: ring, request pool, submitters (Linux: init_vq, mempool_create).
+
+Control context. `QueueSetup` lays everything out in one arena and hands out the `VirtblkQueue` of the kernels.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from virtblk.block.bio import BIO_DTYPE
+from virtblk.block.blk_merge import CURSOR_DTYPE
+from virtblk.driver.virtblk_req import QUEUE_DTYPE, REQUEST_DTYPE, SUBMITTER_DTYPE, VirtblkQueue
+from virtblk.jit.table import Table
+from virtblk.mem.shm import CACHE_LINE, Arena, Words, align_up
+from virtblk.uapi.virtio_blk import OUTHDR_SIZE
+from virtblk.uapi.virtio_ring import DESC_SIZE
+from virtblk.virtio.virtio_ring_split import VRING_DTYPE, VringVirtqueue
+from virtblk.virtio.virtqueue import SplitLayout, SplitVirtqueue
+
+# Words shared by threads, after one line per submitter.
+_LOCK, _QUEUE_WAIT, _SLEEPERS, _TURN, _STOP, _DONE, _SHARED_WORDS = range(7)
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """What one request may be (from config space and ring size), and what the queue is used for."""
+
+    num: int  # ring entries
+    max_segs: int  # data entries of a request
+    max_seg_len: int  # bytes of one entry, a multiple of 512
+    max_bytes: int  # bytes of one request, a multiple of 512
+    event_idx: bool
+    indirect: bool
+    can_flush: bool
+    submitters: int
+    bios_each: int  # bios that one submitter has in flight at most
+    segments_each: int  # segments of one bio at most
+    data_bytes: int  # data memory to lay out besides
+
+    @property
+    def request_stride(self) -> int:
+        """Arena bytes of a request: header and indirect table. With one segment both fill one cache line."""
+        table = DESC_SIZE * (self.max_segs + 2) if self.indirect else 0
+        return align_up(OUTHDR_SIZE + table, CACHE_LINE)
+
+    @property
+    def pool(self) -> int:
+        """Requests: one per ring entry, and the one that each submitter is setting up."""
+        return self.num + self.submitters + 1
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of arena for all of it."""
+        ring = SplitLayout.of(self.num).size + 4096
+        return ring + self.pool * (self.request_stride + CACHE_LINE) + self.data_bytes + 8 * 4096
+
+
+def example_queue() -> VirtblkQueue:
+    """A queue of no use but for its types: what to compile kernels for before there is a device."""
+    return VirtblkQueue(
+        VringVirtqueue(Table(1, VRING_DTYPE), Table(1), Table(1), Table(1)),
+        Table(1, QUEUE_DTYPE),
+        Table(1, REQUEST_DTYPE),
+        Table(1),
+        Table(1),
+        Table(1),
+        Table(1, BIO_DTYPE),
+        Table(1),
+        Table(1),
+        Table(1, SUBMITTER_DTYPE),
+        Table(1, CURSOR_DTYPE),
+        Table(1),
+        Table(1),
+    )
+
+
+class QueueSetup:
+    """One queue. `data` is the address of the data memory; `kick_fd` and `call_fd` are ours until `close`."""
+
+    def __init__(
+        self, arena: Arena, limits: QueueLimits, *, timeout_ns: int, poll_ns: int, crowded: bool = False
+    ) -> None:
+        self.limits = limits
+        self.kick_fd = self.call_fd = self.stop_fd = -1
+        try:
+            self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self.call_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self.ring = SplitVirtqueue(
+                arena, limits.num, event_idx=limits.event_idx, indirect=limits.indirect, kick_fd=self.kick_fd
+            )
+            requests = arena.alloc(limits.pool * limits.request_stride, 4096)
+            statuses = arena.alloc(limits.pool * CACHE_LINE, 4096)
+            self.data = arena.alloc(limits.data_bytes, 4096) if limits.data_bytes else 0
+        except BaseException:
+            self.close()
+            raise
+        nsub = limits.submitters
+        done_size = 1 << max(limits.bios_each - 1, 1).bit_length()
+        sg_elems = limits.max_segs + 2
+        self._words = Words(nsub + 1 + _SHARED_WORDS)
+        queue = Table(1, QUEUE_DTYPE)
+        shared = nsub + 1
+        for name, index in (
+            ("lock", _LOCK),
+            ("queue_wait", _QUEUE_WAIT),
+            ("sleepers", _SLEEPERS),
+            ("turn", _TURN),
+            ("stop", _STOP),
+            ("done", _DONE),
+        ):
+            queue[0][name] = self._words.address(shared + index)
+        for name, value in (
+            ("call_fd", self.call_fd),
+            ("stop_fd", self.stop_fd),
+            ("timeout_ns", timeout_ns),
+            ("poll_ns", poll_ns),
+            ("crowded", crowded),
+            ("can_flush", limits.can_flush),
+            ("max_segs", limits.max_segs),
+            ("max_seg_len", limits.max_seg_len),
+            ("max_bytes", limits.max_bytes),
+            ("sg_elems", sg_elems),
+            ("done_size", done_size),
+            ("submitters", nsub),
+            ("free_requests", limits.pool),
+        ):
+            queue[0][name] = value
+        pool = Table(limits.pool, REQUEST_DTYPE)
+        numbers = np.arange(limits.pool)
+        pool["header"] = requests + numbers * limits.request_stride
+        pool["table"] = pool["header"] + OUTHDR_SIZE
+        pool["status"] = statuses + numbers * CACHE_LINE
+        submitters = Table(nsub + 1, SUBMITTER_DTYPE)
+        submitters["line"] = [self._words.address(index) for index in range(nsub + 1)]
+        submitters["spare"] = -1
+        bios = limits.bios_each * nsub
+        self.kernel_view = VirtblkQueue(
+            self.ring.vring,
+            queue,
+            pool,
+            Table.of(numbers[::-1].astype(np.int64)),
+            Table(limits.pool * sg_elems),
+            Table(limits.pool * sg_elems),
+            Table(bios, BIO_DTYPE),
+            Table(bios * limits.segments_each),
+            Table(bios * limits.segments_each),
+            submitters,
+            Table(nsub + 1, CURSOR_DTYPE),
+            Table(nsub * done_size),
+            Table((nsub + 1) * nsub),
+        )
+        ring, *tables = self.kernel_view
+        self._handle = Table(2 * (len(ring) + len(tables)))
+        self._handle[:] = [word for table in (*ring, *tables) for word in (table.address, table.length)]
+
+    @property
+    def handle(self) -> int:
+        """Address of the queue's handle (driver.handle)."""
+        return self._handle.address
+
+    @property
+    def completion_reaper(self) -> int:
+        """The submitter index that the completion thread uses."""
+        return self.limits.submitters
+
+    def close(self) -> None:
+        """Close the fds. No kernel runs on the queue any more."""
+        for name in ("kick_fd", "call_fd", "stop_fd"):
+            fd = getattr(self, name)
+            if fd >= 0:
+                os.close(fd)
+                setattr(self, name, -1)

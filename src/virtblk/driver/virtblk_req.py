@@ -1,0 +1,156 @@
+"""The driver's queue and its request pool: what submitters and reapers share (Linux: struct virtio_blk, virtblk_req).
+
+The request's header, indirect table and status byte lie in the arena, where the device reads and writes them; all that
+the driver believes is in the private records here. Filled by `driver.virtio_blk` (control), used on submitters, on
+the completion thread and by pollers. What is changed by several threads is changed under the queue lock.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from virtblk.jit.atomics import store_i64, store_u8, store_u32
+from virtblk.jit.kernel import kernel
+from virtblk.jit.table import Table
+from virtblk.status import STATUS_SENTINEL
+from virtblk.uapi.virtio_blk import OUTHDR_IOPRIO, OUTHDR_SECTOR, OUTHDR_SIZE, OUTHDR_TYPE
+from virtblk.virtio.virtio_ring_split import (
+    VringVirtqueue,
+    virtqueue_add_direct,
+    virtqueue_add_indirect,
+    write_indirect,
+)
+
+QUEUE_DTYPE = np.dtype(
+    [
+        # fixed for the queue's life
+        ("lock", "i8"),  # address of the queue lock
+        ("queue_wait", "i8"),  # address of the wait queue for room in the ring (exclusive)
+        ("sleepers", "i8"),  # address of the count of submitters that block: interrupts are wanted while it is not 0
+        ("turn", "i8"),  # address of the word that is 1 while one submitter polls for all
+        ("stop", "i8"),  # address of the word that ends the completion thread
+        ("done", "i8"),  # address of the word it sets last
+        ("call_fd", "i8"),
+        ("stop_fd", "i8"),
+        ("timeout_ns", "i8"),
+        ("poll_ns", "i8"),  # spin this long before blocking; -1: never block
+        ("crowded", "i8"),  # 1 when there are more submitters than cores: no two of them spin at a time
+        ("can_flush", "i8"),
+        ("max_segs", "i8"),  # limits of one request: data entries, bytes of each, bytes in all
+        ("max_seg_len", "i8"),
+        ("max_bytes", "i8"),
+        ("sg_elems", "i8"),  # max_segs + 2
+        ("done_size", "i8"),  # entries of a submitter's completion list, a power of two
+        ("submitters", "i8"),
+        # under the queue lock
+        ("free_requests", "i8"),
+        ("reaps", "i8"),  # passes that found something: marks who was noted in this pass
+        ("interrupts", "i8"),
+        ("error", "i8"),  # sticky: 0, or why the queue is over (positive errno)
+    ]
+)
+
+REQUEST_DTYPE = np.dtype(
+    [
+        ("header", "i8"),  # addresses in the arena
+        ("table", "i8"),
+        ("status", "i8"),
+        ("bio", "i8"),
+        ("readable", "i8"),  # scatter list entries
+        ("writable", "i8"),
+        ("writable_bytes", "i8"),
+    ]
+)
+
+SUBMITTER_DTYPE = np.dtype(
+    [
+        ("line", "i8"),  # address of the submitter's shared words, below
+        ("tail", "i8"),  # completions taken from its list
+        ("spare", "i8"),  # a request of the pool that the submitter holds ready, or -1
+        ("mark", "i8"),  # the reap that last noted it
+        ("kicks", "i8"),
+        ("ring_full_waits", "i8"),
+        ("waited_ns", "i8"),  # in those waits, reaping for others included
+    ]
+)
+#: A submitter's shared words: completions put on its list (i64), then its wait queue.
+LINE_HEAD = 0
+LINE_WAIT = 8
+
+
+class VirtblkQueue(NamedTuple):
+    """Everything one queue's compiled code needs."""
+
+    vq: VringVirtqueue
+    queue: Table  # [1] QUEUE_DTYPE
+    requests: Table  # [pool] REQUEST_DTYPE
+    free: Table  # [pool] stack of free requests
+    sg_addr: Table  # [pool * sg_elems] inline scatter tables
+    sg_len: Table
+    bios: Table  # [...] block.bio.BIO_DTYPE
+    vec_addr: Table  # segments of bios
+    vec_len: Table
+    submitters: Table  # [submitters + 1] SUBMITTER_DTYPE; the last is the completion thread's
+    cursors: Table  # [submitters + 1] block.blk_merge.CURSOR_DTYPE
+    done_list: Table  # [submitters * done_size] bios that ended, per submitter
+    noted: Table  # [(submitters + 1) * submitters] whom a reaper has to wake
+
+
+@kernel
+def virtblk_alloc_req(d):
+    """Take a request of the pool, or -1. The pool holds one per ring entry and one per submitter, so that a submitter
+    without a spare always finds one. Under the queue lock."""
+    left = d.queue[0]["free_requests"]
+    if left == 0:
+        return -1
+    d.queue[0]["free_requests"] = left - 1
+    return d.free[left - 1]
+
+
+@kernel
+def virtblk_free_req(d, req):
+    """Put a request back. Last in, first out: its cache lines are warm. Under the queue lock."""
+    left = d.queue[0]["free_requests"]
+    d.free[left] = req
+    d.queue[0]["free_requests"] = left + 1
+
+
+@kernel
+def virtblk_setup_req(d, req, bio, kind, sector, entries, data_writable, data_bytes):
+    """Put header and status round the `entries` data entries of the scatter list. No lock: the request is the caller's.
+
+    The status byte is filled with a value no device writes.
+    """
+    header = d.requests[req]["header"]
+    status = d.requests[req]["status"]
+    store_u32(header + OUTHDR_TYPE, kind)
+    store_u32(header + OUTHDR_IOPRIO, 0)
+    store_i64(header + OUTHDR_SECTOR, sector)
+    store_u8(status, STATUS_SENTINEL)
+    first = req * d.queue[0]["sg_elems"]
+    d.sg_addr[first] = header
+    d.sg_len[first] = OUTHDR_SIZE
+    d.sg_addr[first + 1 + entries] = status
+    d.sg_len[first + 1 + entries] = 1
+    readable = 1 if data_writable else 1 + entries
+    writable = entries + 1 if data_writable else 1
+    d.requests[req]["bio"] = bio
+    d.requests[req]["readable"] = readable
+    d.requests[req]["writable"] = writable
+    d.requests[req]["writable_bytes"] = data_bytes + 1 if data_writable else 1
+    if d.vq.state[0]["indirect"]:
+        write_indirect(d.requests[req]["table"], d.sg_addr, d.sg_len, first, readable, writable)
+
+
+@kernel
+def virtblk_add_req(d, req):
+    """Add a set-up request to the ring: 0, or -ENOSPC. Under the queue lock (Linux: virtblk_add_req)."""
+    readable = d.requests[req]["readable"]
+    writable = d.requests[req]["writable"]
+    writable_bytes = d.requests[req]["writable_bytes"]
+    if d.vq.state[0]["indirect"]:
+        return virtqueue_add_indirect(d.vq, d.requests[req]["table"], readable + writable, req, writable_bytes)
+    first = req * d.queue[0]["sg_elems"]
+    return virtqueue_add_direct(d.vq, d.sg_addr, d.sg_len, first, readable, writable, req, writable_bytes)

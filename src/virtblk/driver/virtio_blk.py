@@ -1,0 +1,409 @@
+"""The virtio-blk driver over vhost-user: probe, config, attributes, removal (Linux: virtblk_probe, virtblk_remove).
+
+Control context. `VirtioBlk` negotiates, lays out queue and arena, starts the ring, and watches the peer; submitters run
+the kernels of `bio_path` on `queue.kernel_view`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import threading
+import time
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from os import close as close_fd
+from os import eventfd, eventfd_write
+from typing import Any, Final
+
+import numpy as np
+
+from virtblk.block.bio import REQ_OP_GET_ID
+from virtblk.driver.completion import completion_loop, virtblk_break
+from virtblk.driver.handle import do_bio
+from virtblk.driver.naming import IndexAllocator, virtblk_name_format
+from virtblk.driver.queue import QueueLimits, QueueSetup, example_queue
+from virtblk.errors import DeviceError, OpenError, UsageError
+from virtblk.jit.atomics import load_acquire_i64, store_release_i64
+from virtblk.jit.warmup import ensure
+from virtblk.mem.shm import Arena
+from virtblk.status import BROKEN_TEXT
+from virtblk.uapi import virtio_blk as blk
+from virtblk.uapi.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES, ProtocolFeature
+from virtblk.uapi.virtio_config import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC
+from virtblk.vhost_user.connection import Connection, ConnectionClosed
+from virtblk.vhost_user.frontend import Frontend, Region, RequestRefused
+from virtblk.vhost_user.message import ProtocolError
+
+log = logging.getLogger("virtblk.driver")
+
+DEFAULT_QUEUE_SIZE: Final = 128
+#: A request needs a descriptor each for header, data and status, and no chain may be longer than the ring (2.7.5.3.1).
+MIN_QUEUE_SIZE: Final = 4
+#: Bytes of one request at most: what devices of today take in one piece, whatever their segment limits allow.
+MAX_REQUEST_BYTES: Final = 1 << 20
+#: Linux's PART_BITS: minors of a disk are 2**4 apart.
+PART_BITS: Final = 4
+#: Seconds that a polite end of the session may take before the socket is simply closed.
+CLOSE_TIMEOUT: Final = 2.0
+
+DRIVER_FEATURES: Final = frozenset(
+    {
+        VIRTIO_F_VERSION_1,
+        VIRTIO_RING_F_INDIRECT_DESC,
+        VIRTIO_RING_F_EVENT_IDX,
+        VHOST_USER_F_PROTOCOL_FEATURES,
+        blk.VIRTIO_BLK_F_SIZE_MAX,
+        blk.VIRTIO_BLK_F_SEG_MAX,
+        blk.VIRTIO_BLK_F_RO,
+        blk.VIRTIO_BLK_F_BLK_SIZE,
+        blk.VIRTIO_BLK_F_FLUSH,
+        blk.VIRTIO_BLK_F_TOPOLOGY,
+        blk.VIRTIO_BLK_F_CONFIG_WCE,
+        blk.VIRTIO_BLK_F_MQ,
+    }
+)
+DRIVER_PROTOCOL_FEATURES: Final = (
+    1 << ProtocolFeature.VHOST_USER_PROTOCOL_F_MQ
+    | 1 << ProtocolFeature.VHOST_USER_PROTOCOL_F_REPLY_ACK
+    | 1 << ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIG
+    | 1 << ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
+)
+
+_indices = IndexAllocator()
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Block sizes and preferred I/O sizes, in bytes."""
+
+    block_size: int
+    physical_block_size: int
+    alignment_offset: int
+    min_io_size: int
+    opt_io_size: int
+
+
+@dataclass(frozen=True)
+class DriverOptions:
+    """How a session is to be set up. `poll_us` None: poll only, no interrupts, no completion thread."""
+
+    queue_size: int | None = None
+    timeout: float = 30.0
+    poll_us: int | None = 20
+    read_only: bool = False
+    submitters: int = 1
+    bios_each: int = 1
+    segments_each: int = 1
+    data_bytes: int = 0
+    crowded: bool = False
+    without: Set[int] = frozenset()  # feature bits to refuse, for tests and comparisons
+
+
+def compile_driver() -> None:
+    """Compile what a session runs, or load it from the cache: before the peer waits and threads start."""
+    queue = example_queue()
+    ensure(do_bio, *[0] * 7)
+    ensure(virtblk_break, queue, 0)
+    ensure(completion_loop, queue, 0)
+
+
+class VirtioBlk:
+    """One probed device with its one virtqueue running. `close` ends the session and frees everything.
+
+    Raises OpenError where no session comes about, UsageError for options that cannot work with this device.
+    """
+
+    def __init__(self, conn: Connection, title: str, options: DriverOptions) -> None:
+        self.title = title
+        self.options = options
+        self._conn = conn
+        self._arena: Arena | None = None
+        self.queue: QueueSetup | None = None
+        self._completion: threading.Thread | None = None
+        self._monitor: threading.Thread | None = None
+        self._monitor_fd = -1
+        self._closed = False
+        self._started = False
+        self.on_broken: Callable[[], None] | None = None
+        self.index = _indices.get()
+        self.name = virtblk_name_format("vd", self.index)
+        self.first_minor = self.index << PART_BITS
+        self.front = Frontend(conn, options.timeout)
+        try:
+            self._probe()
+        except (ConnectionClosed, TimeoutError, ProtocolError, RequestRefused) as error:
+            self.close()
+            code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.EPROTO
+            raise OpenError(code, f"{title}: {_text(error)}") from error
+        except DeviceError as error:
+            self.close()
+            raise OpenError(error.errno, error.strerror) from error
+        except BaseException:
+            self.close()
+            raise
+
+    # Probe: the steps of virtblk_probe, in its order.
+
+    def _probe(self) -> None:
+        front = self.front
+        self.device_features = front.get_features()
+        self._check_features()
+        self.protocol_features_offered = front.get_protocol_features()
+        self.protocol_features = self.protocol_features_offered & DRIVER_PROTOCOL_FEATURES
+        if not self._has_protocol(ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIG):
+            raise self._refuse("offers no VHOST_USER_PROTOCOL_F_CONFIG, so it has no blk config to read")
+        front.set_protocol_features(self.protocol_features)
+        front.set_owner()
+        queue_num = front.get_queue_num() if self._has_protocol(ProtocolFeature.VHOST_USER_PROTOCOL_F_MQ) else 1
+        self.features = self.device_features & sum(1 << bit for bit in DRIVER_FEATURES - self.options.without)
+        self._read_config()
+        self.num_queues = min(queue_num, self.config_num_queues)
+        if self.num_queues < 1:
+            told = f"num_queues {self.config_num_queues}, VHOST_USER_GET_QUEUE_NUM {queue_num}"
+            raise self._refuse(f"has 0 queues ({told})")
+        front.set_features(self.features)
+        self._init_vq()
+        self.serial = self._get_id()
+
+    def _check_features(self) -> None:
+        if not self.device_features >> VHOST_USER_F_PROTOCOL_FEATURES & 1:
+            raise self._refuse("offers no protocol features, so it has no blk config to read")
+        if not self.device_features >> VIRTIO_F_VERSION_1 & 1:
+            raise self._refuse("does not offer VIRTIO_F_VERSION_1; legacy devices are not supported")
+
+    def _read_config(self) -> None:
+        """Read the whole config once, from offset 0 (QEMU and SPDK ignore offsets), and check what we build on."""
+        raw = b""
+        for size in (blk.BLK_CONFIG_SIZE_1_1, blk.BLK_CONFIG.itemsize, 24):
+            try:
+                raw = self.front.get_config(size)
+                break
+            except RequestRefused:
+                continue
+        else:
+            raise self._refuse("has no blk config: VHOST_USER_GET_CONFIG was refused")
+        config = np.frombuffer(raw.ljust(blk.BLK_CONFIG.itemsize, b"\0"), blk.BLK_CONFIG, 1)[0]
+        self.config_bytes = raw
+        self.capacity = int(config["capacity"])
+        if self.capacity >= 1 << 54:
+            raise self._refuse(f"says that it has {self.capacity} sectors, which is no disk")
+        block = int(config["blk_size"]) if self.has(blk.VIRTIO_BLK_F_BLK_SIZE) else blk.SECTOR_SIZE
+        if block < blk.SECTOR_SIZE or block & (block - 1) or block > 1 << 16:
+            raise self._refuse(f"says that its block size is {block}, which is no power of two from 512 to 65536")
+        self.size = self.capacity << blk.SECTOR_SHIFT
+        if self.size < block:
+            raise self._refuse(f"is smaller ({self.size} bytes) than one block of {block}")
+        topology = self.has(blk.VIRTIO_BLK_F_TOPOLOGY)
+        exponent = int(config["physical_block_exp"]) if topology else 0
+        if exponent > 16:
+            raise self._refuse(f"says that its physical block exponent is {exponent}")
+        self.topology = Topology(
+            block,
+            block << exponent,
+            int(config["alignment_offset"]) * block if topology else 0,
+            int(config["min_io_size"]) * block if topology else block,
+            int(config["opt_io_size"]) * block if topology else 0,
+        )
+        self.size_max = int(config["size_max"]) if self.has(blk.VIRTIO_BLK_F_SIZE_MAX) else 0
+        # As Linux: a device that says 0 gets one segment.
+        self.seg_max = max(1, int(config["seg_max"])) if self.has(blk.VIRTIO_BLK_F_SEG_MAX) else 1
+        told = self.has(blk.VIRTIO_BLK_F_MQ) and len(raw) >= blk.BLK_CONFIG.itemsize
+        self.config_num_queues = int(config["num_queues"]) if told else 1
+        if self.has(blk.VIRTIO_BLK_F_CONFIG_WCE):
+            self.writeback = bool(config["writeback"])
+        else:
+            self.writeback = self.has(blk.VIRTIO_BLK_F_FLUSH)
+        self.device_read_only = self.has(blk.VIRTIO_BLK_F_RO)
+        self.read_only = self.options.read_only or self.device_read_only
+
+    def _queue_limits(self) -> QueueLimits:
+        options = self.options
+        num = DEFAULT_QUEUE_SIZE if options.queue_size is None else options.queue_size
+        if num < MIN_QUEUE_SIZE or num > 32768 or num & (num - 1):
+            raise UsageError(f"queue size {num}: give a power of two from {MIN_QUEUE_SIZE} to 32768")
+        segs = min(self.seg_max, num - 2, MAX_REQUEST_BYTES // blk.SECTOR_SIZE)
+        # size_max 0 means no limit (qemu-storage-daemon); smaller than a sector means that sectors go in pieces.
+        seg_len = min(self.size_max or MAX_REQUEST_BYTES, MAX_REQUEST_BYTES)
+        if seg_len >= blk.SECTOR_SIZE:
+            seg_len -= seg_len % blk.SECTOR_SIZE
+        most = min(MAX_REQUEST_BYTES, segs * seg_len)
+        most -= most % self.topology.block_size
+        if most == 0:
+            raise self._refuse(f"takes {segs} segments of {seg_len} bytes, less than one block")
+        return QueueLimits(
+            num=num,
+            max_segs=segs,
+            max_seg_len=seg_len,
+            max_bytes=most,
+            event_idx=self.has(VIRTIO_RING_F_EVENT_IDX),
+            indirect=self.has(VIRTIO_RING_F_INDIRECT_DESC),
+            can_flush=self.has(blk.VIRTIO_BLK_F_FLUSH),
+            submitters=options.submitters,
+            bios_each=options.bios_each,
+            segments_each=options.segments_each,
+            data_bytes=options.data_bytes + 4096,
+        )
+
+    def _init_vq(self) -> None:
+        """Lay out arena and ring, compile what will run on it, share the memory, start the ring."""
+        options = self.options
+        limits = self._queue_limits()
+        try:
+            arena = self._arena = Arena(limits.arena_bytes)
+        except OSError as error:
+            raise OpenError(
+                error.errno, f"{self.title}: {error.strerror} ({limits.arena_bytes} bytes wanted)"
+            ) from error
+        queue = self.queue = QueueSetup(
+            arena,
+            limits,
+            timeout_ns=int(options.timeout * 1e9),
+            poll_ns=-1 if options.poll_us is None else options.poll_us * 1000,
+            crowded=options.crowded,
+        )
+        d = queue.kernel_view
+        compile_driver()
+        front = self.front
+        region = Region(arena.address, arena.length, arena.address, 0, arena.fd)
+        if self._has_protocol(ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS):
+            front.add_mem_reg(region)
+        else:
+            front.set_mem_table([region])
+        self._monitor_fd = eventfd(0)
+        self._monitor = threading.Thread(target=self._watch, name=f"{self.name}-monitor", daemon=True)
+        self._monitor.start()
+        if options.poll_us is not None:
+            arguments = (d, queue.completion_reaper)
+            name = f"{self.name}-completion"
+            self._completion = threading.Thread(target=completion_loop, args=arguments, name=name, daemon=True)
+            self._completion.start()
+        ring = queue.ring
+        call_fd = queue.call_fd  # also when polling: SPDK and others insist on one
+        front.start_vring(0, ring.num, 0, ring.desc, ring.avail, ring.used, queue.kick_fd, call_fd)
+        # Older text of the specification: a ring starts with its first kick. An empty kick does no harm.
+        eventfd_write(queue.kick_fd, 1)
+        self._started = True
+
+    def _get_id(self) -> str:
+        """The serial by GET_ID; empty where the device has none or will not say."""
+        assert self.queue is not None
+        address = self.queue.data + self.options.data_bytes
+        code = do_bio(self.queue.handle, 0, REQ_OP_GET_ID, 0, 0, address, blk.VIRTIO_BLK_ID_BYTES)
+        if code < 0:
+            raise self.broken_error()
+        if code > 0:
+            return ""
+        raw = self.arena.array(address, blk.VIRTIO_BLK_ID_BYTES).tobytes()
+        text = raw.split(b"\0")[0].decode("ascii", "replace").strip()
+        return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)  # it gets printed
+
+    # While it runs.
+
+    def has(self, bit: int) -> bool:
+        """Whether feature `bit` was negotiated (before SET_FEATURES: will be)."""
+        return bool(self.features >> bit & 1)
+
+    def _has_protocol(self, feature: ProtocolFeature) -> bool:
+        return bool(self.protocol_features >> feature & 1)
+
+    def _refuse(self, text: str) -> OpenError:
+        return OpenError(errno.EPROTO, f"{self.title} {text}")
+
+    def peer_pid(self) -> int | None:
+        """Process id of who listens on the socket, or None."""
+        return self._conn.peer_pid()
+
+    @property
+    def arena(self) -> Arena:
+        """The memory that the device sees."""
+        assert self._arena is not None
+        return self._arena
+
+    @property
+    def view(self) -> Any:
+        """What the kernels take (driver.virtblk_req.VirtblkQueue)."""
+        assert self.queue is not None
+        return self.queue.kernel_view
+
+    @property
+    def error(self) -> int:
+        """0, or the errno that the queue was broken with."""
+        return int(self.view.queue[0]["error"])
+
+    def broken_error(self) -> DeviceError:
+        """The exception that says why the queue is over."""
+        assert self.queue is not None
+        code = self.error
+        text = BROKEN_TEXT.get(code, f"the queue is over (errno {code})")
+        if code == errno.ETIMEDOUT:
+            text += f" ({self.options.timeout:g} s)"
+        if self.queue.ring.broken:
+            text += f": {self.queue.ring.broken}"
+        return DeviceError(code, f"{self.title}: {text}")
+
+    def break_queue(self, code: int) -> None:
+        """End the queue with errno `code` and wake everybody who waits."""
+        virtblk_break(self.view, code)
+
+    def _watch(self) -> None:
+        """Monitor thread: a peer that hangs up ends the queue. The socket is only looked at, never read."""
+        poller = select.poll()
+        poller.register(self._conn.fileno(), select.POLLRDHUP)
+        poller.register(self._monitor_fd, select.POLLIN)
+        for fd, _ in poller.poll():
+            if fd != self._monitor_fd:
+                self.break_queue(errno.ENODEV)
+                if self.on_broken is not None:
+                    self.on_broken()
+
+    # The end.
+
+    def stop_completion(self) -> None:
+        """End the completion thread, after which no interrupt is handled. Harmless when repeated."""
+        if self._completion is None or self.queue is None:
+            return
+        d = self.queue.kernel_view
+        store_release_i64(int(d.queue[0]["stop"]), 1)
+        eventfd_write(self.queue.stop_fd, 1)
+        deadline = time.monotonic() + 10
+        self._completion.join(10)
+        while not load_acquire_i64(int(d.queue[0]["done"])) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._completion = None
+
+    def close(self) -> None:
+        """Stop the ring, tell the device, free everything. No submitter runs any more. Never raises, never hangs."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.queue is not None:
+            gone = self.error != 0
+            if self._monitor is not None:
+                eventfd_write(self._monitor_fd, 1)
+                self._monitor.join()
+                close_fd(self._monitor_fd)
+            if self._arena is not None:
+                self.break_queue(errno.ESHUTDOWN)
+            self.stop_completion()
+            if self._started and not gone:
+                self._stop_vring()
+        self._conn.close()
+        if self.queue is not None:
+            self.queue.close()
+        if self._arena is not None:
+            self._arena.close()
+        _indices.put(self.index)
+
+    def _stop_vring(self) -> None:
+        """GET_VRING_BASE drains the ring; a device that will not answer loses the connection instead."""
+        self.front.timeout = min(self.options.timeout, CLOSE_TIMEOUT)
+        try:
+            self.front.get_vring_base(0)
+        except (ConnectionClosed, TimeoutError, ProtocolError, RequestRefused) as error:
+            log.warning("%s: stopping the ring: %s", self.title, _text(error))
+
+
+def _text(error: BaseException) -> str:
+    return str(error.strerror if isinstance(error, OSError) and error.strerror else error)

@@ -1,0 +1,86 @@
+"""A probed driver or a Disk on a FakeDevice, and bios that a test lays out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fake_device import FakeDevice
+from virtblk.block.bio import REQ_OP_READ, REQ_OP_WRITE, bio_init
+from virtblk.disk import CALLERS, CHUNK, Disk
+from virtblk.driver.bio_path import submit_bio_wait
+from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk
+from virtblk.jit.libc import clock_ns
+
+#: Data memory of one submitter, in bytes.
+SPAN = 64 * 1024
+SEGMENTS = 32
+
+
+@contextmanager
+def driver(device: FakeDevice, **options: Any) -> Iterator[VirtioBlk]:
+    """A driver that is closed at the end of the block, with one bio of up to SEGMENTS segments for each submitter."""
+    submitters = options.get("submitters", 1)
+    given = {"timeout": 10, "segments_each": SEGMENTS, "data_bytes": submitters * SPAN} | options
+    opened = VirtioBlk(device.client, "fake", DriverOptions(**given))
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@contextmanager
+def on(device: FakeDevice, **options: Any) -> Iterator[Disk]:
+    """A Disk on a fake device, set up as open() does; both are closed at the end of the block."""
+    given = {"timeout": 10, "submitters": CALLERS, "data_bytes": CALLERS * CHUNK} | options
+    with device, Disk("fake", VirtioBlk(device.client, "fake", DriverOptions(**given)), None) as disk:
+        yield disk
+
+
+def memory_of(opened: VirtioBlk, sub: int = 0) -> np.ndarray:
+    """The data memory of submitter `sub`."""
+    assert opened.queue is not None
+    return opened.arena.array(opened.queue.data + sub * SPAN, SPAN)
+
+
+def submit(
+    opened: VirtioBlk,
+    op: int,
+    sector: int = 0,
+    segments: list[tuple[int, int]] | int = 0,
+    flags: int = 0,
+    *,
+    sub: int = 0,
+    length: int | None = None,
+) -> int:
+    """Submit one bio and wait for it. `segments`: (offset in the submitter's memory, bytes), or bytes from 0 on.
+
+    Returns 0, the bio's errno, or -errno of a queue that is over.
+    """
+    d = opened.view
+    assert opened.queue is not None
+    if isinstance(segments, int):
+        segments = [(0, segments)] if segments else []
+    first = sub * opened.options.segments_each
+    for i, (offset, size) in enumerate(segments):
+        d.vec_addr[first + i] = opened.queue.data + sub * SPAN + offset
+        d.vec_len[first + i] = size
+    total = sum(size for _, size in segments) if length is None else length
+    bio_init(d.bios, sub, op, flags, sector, first, len(segments), total, sub)
+    return int(submit_bio_wait(d, sub, sub, clock_ns()))
+
+
+def write(opened: VirtioBlk, sector: int, data: bytes, *, flags: int = 0, sub: int = 0) -> int:
+    memory_of(opened, sub)[: len(data)] = np.frombuffer(data, np.uint8)
+    return submit(opened, REQ_OP_WRITE, sector, len(data), flags, sub=sub)
+
+
+def read(opened: VirtioBlk, sector: int, size: int, *, sub: int = 0) -> bytes | int:
+    """The bytes, or the errno that came instead."""
+    memory_of(opened, sub)[:size] = 0xEE
+    code = submit(opened, REQ_OP_READ, sector, size, sub=sub)
+    return code or memory_of(opened, sub)[:size].tobytes()
+
