@@ -1,0 +1,179 @@
+"""The device process: it comes up, says what is wrong in one line, and goes with whoever started it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import virtblk
+from virtblk import server
+from virtblk.server import ChildDevice, local_device, serial_of
+from waiting import wait_until
+
+pytestmark = pytest.mark.once
+
+
+def is_gone(pid: int) -> bool:
+    """No such process, or one that only its parent has not noticed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_child_serves_one_disk_after_the_other_client() -> None:
+    with ChildDevice("ram:1m?block_size=4k", queues=3) as child:
+        child.wait_ready()
+        directory = Path(child.path).parent
+        assert directory.stat().st_mode & 0o777 == 0o700
+        for turn in range(3):
+            with virtblk.open(f"vhost-user:{child.path}") as disk:
+                assert (disk.size, disk.block_size, disk.serial) == (1 << 20, 4096, "ram:1m?block_size=4k"[:20])
+                assert disk.pread(512, 0) == bytes([turn]) * 512
+                disk.pwrite(bytes([turn + 1]) * 512, 0)
+                assert disk._device.num_queues == 3
+                assert disk._device.peer_pid() == child.pid
+    assert child.process.returncode == 0
+    assert not directory.exists()
+
+
+def test_a_second_client_is_refused_while_there_is_one() -> None:
+    with ChildDevice("null:1m") as child:
+        child.wait_ready()
+        with virtblk.open(f"vhost-user:{child.path}"):
+            began = time.monotonic()
+            with pytest.raises(virtblk.OpenError, match="closed the connection"):
+                virtblk.open(f"vhost-user:{child.path}", timeout=10)
+            assert time.monotonic() - began < 5
+        virtblk.open(f"vhost-user:{child.path}").close()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("ram:lots", {}, "disk 'ram:lots': size 'lots'"),
+        ("ram:100", {}, "size 100 is not a positive multiple"),
+        ("floppy:", {}, "scheme 'floppy' is unknown"),
+        ("vhost-user:/x", {}, "is no storage of this version"),
+        ("null:1m", {"queues": 0}, "0 queues: give 1 to 256"),
+        ("null:1m", {"cpus": "4096"}, "Invalid argument"),
+        ("null:1m", {"cpus": "all"}, "'all'"),
+    ],
+)
+def test_a_child_that_cannot_start_says_why_in_one_line(name: str, options: dict[str, object], words: str) -> None:
+    child = ChildDevice(name, **options)  # type: ignore[arg-type]
+    with child, pytest.raises(virtblk.OpenError) as caught:
+        child.wait_ready()
+    assert caught.value.errno == errno.ENODEV
+    assert (caught.value.strerror or "").startswith("the device process did not start: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not Path(child.path).parent.exists()
+
+
+def test_a_child_that_dies_without_a_word() -> None:
+    with ChildDevice("null:1m") as child:
+        child.process.kill()
+        with pytest.raises(virtblk.OpenError, match="exit status -9"):
+            child.wait_ready()
+
+
+def test_regression_a_child_that_never_gets_ready_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "START_TIMEOUT", 0.2)
+    with ChildDevice("null:1m") as child:
+        child.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(virtblk.OpenError, match=r"did not start within 0\.2 s") as caught:
+            child.wait_ready()
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert child.process.returncode == -9
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "stdin"])
+def test_a_child_goes_when_it_is_told_to(way: str) -> None:
+    child = ChildDevice("ram:1m")
+    child.wait_ready()
+    with virtblk.open(f"vhost-user:{child.path}") as disk:
+        if way == "stdin":
+            assert child.process.stdin is not None
+            child.process.stdin.close()
+        else:
+            child.process.terminate()
+        assert child.process.wait(10) == 0
+        assert not Path(child.path).exists()
+        with pytest.raises(virtblk.DeviceError):
+            disk.pread(512, 0)
+    child.close()
+
+
+def test_a_child_that_will_not_go_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STOP_TIMEOUT", 0.2)
+    child = ChildDevice("null:1m")
+    child.wait_ready()
+    child.process.send_signal(signal.SIGSTOP)
+    child.close()
+    assert child.process.returncode == -9
+    assert not Path(child.path).parent.exists()
+
+
+def test_ctrl_c_at_the_terminal_is_not_for_the_child() -> None:
+    with ChildDevice("null:1m") as child:
+        assert os.getpgid(child.pid) == child.pid != os.getpgid(0)
+
+
+PARENT = """
+import sys, time
+from virtblk.server import ChildDevice
+child = ChildDevice("ram:1m")
+child.wait_ready()
+print(child.pid, child.path, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_dies_with_its_parent_and_takes_its_directory_along() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout is not None
+            pid, path = parent.stdout.readline().split()
+            with virtblk.open(f"vhost-user:{path}") as disk:
+                assert disk.pread(512, 0) == bytes(512)
+                parent.kill()
+                wait_until(lambda: is_gone(int(pid)), 10)
+                with pytest.raises(virtblk.DeviceError, match="closed the connection"):
+                    disk.pread(512, 0)
+        finally:
+            parent.kill()
+    assert not Path(path).parent.exists()
+
+
+# In this process.
+
+
+def test_a_local_device_needs_a_storage() -> None:
+    with pytest.raises(virtblk.UsageError, match="is no storage"):
+        local_device("vhost-user:/x")
+
+
+def test_serials_are_names_as_far_as_they_fit() -> None:
+    assert serial_of("ram:1m") == "ram:1m"
+    assert serial_of("null:1g?block_size=65536") == "null:1g?block_size=6"
+
+
+def test_regression_the_worker_is_compiled_before_a_driver_waits_for_it() -> None:
+    """It took ten seconds of the driver's time-out on a machine that had never run virtblk."""
+    code = (
+        "from virtblk.device.worker import worker_loop\n"
+        "from virtblk.server import local_device\n"
+        "device = local_device('null:1m')\n"
+        "print(len(worker_loop.signatures))\n"
+        "device.client.close(); device.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
