@@ -1,0 +1,182 @@
+"""What a bench run is asked to do: fio's options under fio's names, checked before anything starts.
+
+Control context. Every refusal is a UsageError with the option, its value and what to give instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from virtblk.errors import UsageError
+from virtblk.names import format_size
+
+#: fio's `--rw`, with the posting's names as aliases; the posting's order.
+WORKLOADS: Final = ("read", "write", "randread", "randwrite")
+ALIASES: Final = {"seq-read": "read", "seq-write": "write", "rand-read": "randread", "rand-write": "randwrite"}
+PATHS: Final = ("bio",)
+LATER_PATHS: Final = ("request", "mq", "auto")
+VERIFY: Final = ("none", "crc32c")
+
+DEFAULT_BS: Final = 4096
+DEFAULT_DEPTH: Final = 32
+DEFAULT_RUNTIME: Final = 5.0
+MAX_BS: Final = 64 << 20
+MAX_JOBS: Final = 4096
+MAX_DEPTH: Final = 1 << 16
+#: What the driver takes too; refused here before anything is started or compiled.
+MIN_QUEUE_SIZE: Final = 4
+MAX_QUEUE_SIZE: Final = 32768
+MAX_TIMEOUT: Final = 86400
+#: Bookkeeping of one I/O in flight besides its data: bio, completion list, segment.
+BYTES_PER_BIO: Final = 256
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """One bench invocation. Sizes in bytes, times in seconds; `size` 0 is the whole disk, `runtime` 0 one pass."""
+
+    workloads: tuple[str, ...] = WORKLOADS
+    paths: tuple[str, ...] = PATHS
+    bs: int = DEFAULT_BS
+    iodepth: int = DEFAULT_DEPTH
+    numjobs: int = 1
+    size: int = 0
+    runtime: float = DEFAULT_RUNTIME
+    ramp_time: float = 0.0
+    batch_submit: int = 1
+    poll: bool = False
+    verify: str = "none"
+    randseed: int = 1
+    queues: int = 1
+    queue_size: int = 128
+    timeout: float = 30.0
+    driver_cpus: tuple[int, ...] | None = None
+    device_cpus: tuple[int, ...] | None = None
+    device_pid: int | None = None
+
+    def __post_init__(self) -> None:
+        _whole("--bs", self.bs, 512, MAX_BS, multiple=512)
+        _whole("--iodepth", self.iodepth, 1, MAX_DEPTH)
+        _whole("--numjobs", self.numjobs, 1, MAX_JOBS)
+        _whole("--iodepth-batch-submit", self.batch_submit, 1, self.iodepth, hint=" (at most --iodepth)")
+        _whole("--randseed", self.randseed, 0, (1 << 62) - 1)
+        _whole("--queue-size", self.queue_size, MIN_QUEUE_SIZE, MAX_QUEUE_SIZE, hint=", a power of two")
+        if self.queue_size & (self.queue_size - 1):
+            raise UsageError(f"--queue-size {self.queue_size}: give a power of two")
+        if not 0 < self.timeout <= MAX_TIMEOUT:
+            raise UsageError(f"--timeout {self.timeout:g}: give seconds, more than 0 and at most {MAX_TIMEOUT}")
+        if self.device_pid is not None:
+            _whole("--device-pid", self.device_pid, 1, (1 << 31) - 1)
+        if not 0 <= self.runtime <= 1e6:
+            raise UsageError(f"--runtime {self.runtime:g}: give seconds from 0 (one pass) to 1000000")
+        if not 0 <= self.ramp_time <= 1e6:
+            raise UsageError(f"--ramp-time {self.ramp_time:g}: give seconds from 0 to 1000000")
+        if self.queues != 1:
+            raise UsageError(f"--queues {self.queues}: the bio path uses one virtqueue; give 1")
+        if self.verify not in VERIFY:
+            raise UsageError(f"--verify {self.verify!r}: give one of {', '.join(VERIFY)}")
+
+    @property
+    def writes(self) -> bool:
+        """Whether a run of these options writes to the disk at all."""
+        return self.verify != "none" or any(is_write(workload) for workload in self.workloads)
+
+    @property
+    def data_bytes(self) -> int:
+        """Data memory of all jobs."""
+        return self.numjobs * self.iodepth * self.bs
+
+    def check_disk(self, size: int, block_size: int, read_only: bool, title: str) -> int:
+        """The range to use in bytes, for a disk of `size`. Raises UsageError for what cannot work on it."""
+        if self.bs % block_size:
+            raise UsageError(f"--bs {format_size(self.bs)} is no multiple of the block size {block_size} of {title}")
+        wanted = self.size or size
+        if wanted > size:
+            raise UsageError(f"--size {format_size(wanted)} is more than {title} has ({format_size(size)})")
+        if wanted < self.bs:
+            raise UsageError(f"--bs {format_size(self.bs)} is more than the range of {format_size(wanted)}")
+        if read_only and self.writes:
+            why = "--verify writes first" if self.verify != "none" else "a write workload was asked for"
+            raise UsageError(f"{title} is read-only, but {why}; give --rw read,randread")
+        return wanted - wanted % self.bs
+
+    def check_memory(self) -> None:
+        """Raises UsageError for more buffers than there is memory."""
+        available = available_memory()
+        if self.data_bytes + self.numjobs * self.iodepth * BYTES_PER_BIO > available:
+            raise UsageError(
+                f"--numjobs {self.numjobs} x --iodepth {self.iodepth} x --bs {format_size(self.bs)}: "
+                f"{_roughly(self.data_bytes)} of buffers, and {_roughly(available)} of memory are free"
+            )
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping: the system's page cache counts as free, as it is."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _roughly(size: int) -> str:
+    unit = next((unit for unit in (40, 30, 20) if size >= 1 << unit), 10)
+    return f"{size / (1 << unit):.1f}{dict(zip((40, 30, 20, 10), 'tgmk', strict=True))[unit]}"
+
+
+def is_write(workload: str) -> bool:
+    """Whether the workload writes."""
+    return workload in ("write", "randwrite")
+
+
+def is_random(workload: str) -> bool:
+    """Whether the workload's offsets are random."""
+    return workload in ("randread", "randwrite")
+
+
+def parse_workloads(text: str) -> tuple[str, ...]:
+    """`read,seq-write,...` -> fio's names. Raises UsageError."""
+    found = tuple(ALIASES.get(word, word) for word in text.split(","))
+    for word in found:
+        if word not in WORKLOADS:
+            known = ", ".join((*WORKLOADS, *ALIASES))
+            raise UsageError(f"--rw {word!r} is no workload; give some of {known}")
+    return found
+
+
+def parse_paths(text: str) -> tuple[str, ...]:
+    """`bio` -> the paths to run. Raises UsageError."""
+    words = tuple(text.split(","))
+    for word in words:
+        if word in LATER_PATHS:
+            raise UsageError(f"--path {word}: not in this version; give bio")
+        if word not in PATHS:
+            raise UsageError(f"--path {word!r} is no path; give bio")
+    return words
+
+
+def parse_cpus(option: str, text: str) -> tuple[int, ...]:
+    """fio's cpu list `0,2-3` -> numbers. Raises UsageError for what is no list, or not ours to use."""
+    allowed = os.sched_getaffinity(0)
+    cpus: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise UsageError(f"{option} {text!r}: give cpu numbers such as 0,2-3")
+        for cpu in range(int(match[1]), int(match[2] or match[1]) + 1):
+            if cpu not in allowed:
+                known = ",".join(str(c) for c in sorted(allowed))
+                raise UsageError(f"{option} {text!r}: cpu {cpu} is not available here (available: {known})")
+            cpus.add(cpu)
+    return tuple(sorted(cpus))
+
+
+def _whole(option: str, value: int, least: int, most: int, *, multiple: int = 1, hint: str = "") -> None:
+    if not least <= value <= most or value % multiple:
+        of = f", a multiple of {multiple}" if multiple > 1 else ""
+        raise UsageError(f"{option} {value}: give {least} to {most}{of}{hint}")

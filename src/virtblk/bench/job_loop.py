@@ -1,0 +1,186 @@
+"""One job: keep `iodepth` bios in flight on the bio path, count what comes back (fio: do_io, one thread per job).
+
+Each job is a submitter of the queue and runs `job_loop` on a thread of its own, from one go to one stop. Two clock
+reads per round: one when completions are found, one when the round's submissions are done; a round between the two is
+busy time. A bio's latency runs from the first of these in the round that submits it to the first in the round that
+harvests it, so it includes the wait for room in the ring.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from virtblk.bench.histogram import BUCKETS, bucket_of
+from virtblk.bench.verify import BLOCK_GOOD, UNKNOWN, check_block, fill_block
+from virtblk.block.bio import REQ_OP_READ, REQ_OP_WRITE, bio_init
+from virtblk.driver.bio_path import virtblk_harvest, virtblk_make_request
+from virtblk.driver.completion import virtblk_done, virtblk_wait
+from virtblk.jit.arith import mix64
+from virtblk.jit.atomics import load_acquire_i64
+from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.libc import clock_ns
+from virtblk.jit.table import Table
+from virtblk.uapi.virtio_blk import SECTOR_SHIFT
+
+JOB_DTYPE = np.dtype(
+    [
+        # what to do
+        ("submitter", "i8"),
+        ("op", "i8"),  # REQ_OP_READ or REQ_OP_WRITE
+        ("random", "i8"),
+        ("bs", "i8"),  # bytes
+        ("depth", "i8"),
+        ("batch", "i8"),  # bios submitted between two looks at completions
+        ("blocks", "i8"),  # the range is blocks [0, blocks) of `bs` bytes
+        ("next", "i8"),  # next block of a sequential job
+        ("step", "i8"),  # and how far it moves on
+        ("limit", "i8"),  # I/Os to do; 0: until told to stop
+        ("seed", "i8"),  # of its offsets
+        ("contents", "i8"),  # seed of what it writes: the same for all jobs, so that writes to one block may overlap
+        ("verify", "i8"),
+        ("generation", "i8"),  # of what it writes
+        ("buffers", "i8"),  # address of depth * bs bytes in the arena
+        ("stop", "i8"),  # address of the word that ends it
+        # what happened
+        ("ios", "i8"),
+        ("errors", "i8"),
+        ("clat_min", "i8"),  # nanoseconds
+        ("clat_max", "i8"),
+        ("clat_sum", "i8"),
+        ("clat_squares", "f8"),
+        ("busy_ns", "i8"),
+        ("ended_ns", "i8"),
+        ("bad_errno", "i8"),  # of the first failed I/O
+        ("bad_block", "i8"),  # BAD_* of the first block that did not verify
+        ("bad_offset", "i8"),
+        ("result", "i8"),  # 0, or -errno once the queue is over
+    ]
+)
+
+
+class Jobs(NamedTuple):
+    """All jobs of a run."""
+
+    jobs: Table  # [numjobs] JOB_DTYPE
+    histogram: Table  # [numjobs * BUCKETS] completion latencies
+    free: Table  # [numjobs * iodepth] stack of bios that are not in flight
+    generations: Table  # [blocks], or [1] without verify: what each block was last written in
+
+
+@kernel
+def next_block(jobs, j, issued):
+    """The block that job `j` accesses next."""
+    blocks = jobs.jobs[j]["blocks"]
+    if jobs.jobs[j]["random"]:
+        return mix64(jobs.jobs[j]["seed"] + issued) % blocks
+    block = jobs.jobs[j]["next"]
+    following = block + jobs.jobs[j]["step"]
+    jobs.jobs[j]["next"] = following if following < blocks else following - blocks
+    return block
+
+
+@kernel
+def submit_one(d, jobs, j, bio, issued, now):
+    """Send one bio on its way: 0 or -errno."""
+    sub = jobs.jobs[j]["submitter"]
+    bs = jobs.jobs[j]["bs"]
+    offset = next_block(jobs, j, issued) * bs
+    op = jobs.jobs[j]["op"]
+    if op == REQ_OP_WRITE and jobs.jobs[j]["verify"]:
+        fill_block(d.vec_addr[bio], bs, offset, jobs.jobs[j]["generation"], jobs.jobs[j]["contents"])
+    bio_init(d.bios, bio, op, 0, offset >> SECTOR_SHIFT, bio, 1, bs, sub)
+    return virtblk_make_request(d, sub, bio, now)
+
+
+@cold_kernel
+def note_error(jobs, j, errno, bad, offset):
+    """Count an error; the first one is kept for the report."""
+    if jobs.jobs[j]["errors"] == 0:
+        jobs.jobs[j]["bad_errno"] = errno
+        jobs.jobs[j]["bad_block"] = bad
+        jobs.jobs[j]["bad_offset"] = offset
+    jobs.jobs[j]["errors"] += 1
+
+
+@kernel
+def account(d, jobs, j, bio, now):
+    """Count one completed bio, and check what it read."""
+    latency = now - d.bios[bio]["submitted_ns"]
+    jobs.histogram[j * BUCKETS + bucket_of(latency)] += 1
+    jobs.jobs[j]["clat_min"] = min(jobs.jobs[j]["clat_min"], latency)
+    jobs.jobs[j]["clat_max"] = max(jobs.jobs[j]["clat_max"], latency)
+    jobs.jobs[j]["clat_sum"] += latency
+    jobs.jobs[j]["clat_squares"] += float(latency) * float(latency)
+    jobs.jobs[j]["ios"] += 1
+    error = d.bios[bio]["error"]
+    if error == 0 and not jobs.jobs[j]["verify"]:
+        return
+    offset = d.bios[bio]["sector"] << SECTOR_SHIFT
+    if error:
+        note_error(jobs, j, error, 0, offset)
+    if jobs.jobs[j]["verify"]:
+        block = offset // jobs.jobs[j]["bs"]
+        if d.bios[bio]["op"] == REQ_OP_WRITE:
+            jobs.generations[block] = UNKNOWN if error else jobs.jobs[j]["generation"]
+        elif d.bios[bio]["op"] == REQ_OP_READ and error == 0:
+            bad = check_block(d.vec_addr[bio], jobs.jobs[j]["bs"], offset, jobs.generations[block])
+            if bad != BLOCK_GOOD:
+                note_error(jobs, j, 0, bad, offset)
+
+
+@cold_kernel
+def job_loop(d, jobs, j):
+    """Run job `j` until its limit, or until its stop word is set, then wait for what is in flight."""
+    sub = jobs.jobs[j]["submitter"]
+    depth = jobs.jobs[j]["depth"]
+    batch = jobs.jobs[j]["batch"]
+    limit = jobs.jobs[j]["limit"]
+    bs = jobs.jobs[j]["bs"]
+    polling = d.queue[0]["poll_ns"] < 0
+    for k in range(depth):
+        bio = sub * depth + k
+        d.vec_addr[bio] = jobs.jobs[j]["buffers"] + k * bs
+        d.vec_len[bio] = bs
+        jobs.free[j * depth + k] = bio
+    free = depth
+    issued = 0
+    waited = d.submitters[sub]["waited_ns"]
+    found = clock_ns()
+    while True:
+        stopping = load_acquire_i64(jobs.jobs[j]["stop"]) != 0 or (limit > 0 and issued >= limit)
+        while free >= batch and not stopping:
+            for _ in range(batch):
+                free -= 1
+                code = submit_one(d, jobs, j, jobs.free[j * depth + free], issued, found)
+                issued += 1
+                if code < 0:
+                    jobs.jobs[j]["result"] = code
+                    return
+                if issued == limit:
+                    break
+            stopping = limit > 0 and issued >= limit
+        if polling:
+            now = clock_ns()
+            jobs.jobs[j]["busy_ns"] += now - found - (d.submitters[sub]["waited_ns"] - waited)
+            waited = d.submitters[sub]["waited_ns"]
+        if free == depth:
+            break
+        code = virtblk_wait(d, sub, 0, False)
+        if code < 0:
+            jobs.jobs[j]["result"] = code
+            return
+        found = clock_ns()
+        virtblk_done(d, sub, False)
+        while True:
+            bio = virtblk_harvest(d, sub)
+            if bio < 0:
+                break
+            account(d, jobs, j, bio, found)
+            jobs.free[j * depth + free] = bio
+            free += 1
+        if bio < -1:
+            jobs.jobs[j]["result"] = bio + 1
+            return
+    jobs.jobs[j]["ended_ns"] = clock_ns()

@@ -1,0 +1,181 @@
+"""What a bench prints: a table a person reads, and the same figures as JSON. Control context."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from virtblk import __version__
+from virtblk.bench.stat import RunResult
+from virtblk.errors import UsageError
+
+Column = tuple[str, str]
+
+
+def si(value: float | None, digits: int = 3) -> str:
+    """A count in three figures: 1.23M, 45.6k, 789; `-` for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) and abs(value) < 1000:
+        return str(value)
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= factor * 0.9995:
+            return f"{_figures(value / factor, digits)}{unit}"
+    return _figures(value, digits)
+
+
+def duration(nanoseconds: float | None) -> str:
+    """A latency in three figures with its unit: 812ns, 12.3us, 4.56ms, 1.2s; `-` for None."""
+    if nanoseconds is None:
+        return "-"
+    for unit, factor in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if nanoseconds >= factor * 0.9995:
+            return f"{_figures(nanoseconds / factor, 3)}{unit}"
+    return f"{nanoseconds:.0f}ns"
+
+
+def _figures(value: float, digits: int) -> str:
+    whole = len(str(int(float(f"{abs(value):.{digits}g}"))))  # as it will be rounded: 9.999 has two
+    return f"{value:.{max(0, digits - whole)}f}"
+
+
+def _rate(count: int, ios: int) -> str:
+    return f"{count / ios:.3f}" if ios else "-"
+
+
+def rows_of(run: RunResult) -> tuple[list[Column], list[Column]]:
+    """The two table rows of a run: (heading, cell) each."""
+    clat = run.clat
+    percent = clat.percentile
+    head = [("path", run.path), ("workload", run.workload)]
+    speed = [
+        ("IOPS", si(run.iops)),
+        ("MB/s", f"{run.iops * run.bs / 1e6:.0f}"),
+        ("I/Os", si(run.ios)),
+        ("runtime", f"{run.runtime_s:.2f}s"),
+        ("errors", str(run.errors)),
+        ("clat mean", duration(clat.mean)),
+        ("p50", duration(percent["50.000000"])),
+        ("p99", duration(percent["99.000000"])),
+        ("p99.9", duration(percent["99.900000"])),
+        ("max", duration(clat.max)),
+    ]
+    cost = [
+        ("driver ns/IO", si(run.driver_ns)),
+        ("device ns/IO", si(run.device_ns)),
+        ("busy ns/IO", si(run.busy_ns_per_io)),
+        ("IOPS/driver-CPU", si(run.iops_per_driver_cpu)),
+        ("IOPS/both-CPU", si(run.iops_per_total_cpu)),
+        ("kicks/IO", _rate(run.kicks, run.ios)),
+        ("irqs/IO", _rate(run.interrupts, run.ios)),
+        ("ring-full", si(run.ring_full_waits)),
+        ("ctx", si(run.driver.ctx)),
+        ("majf", str(run.driver.majf)),
+        ("minf", si(run.driver.minf)),
+    ]
+    if run.steal_s > 0:
+        cost.append(("steal", f"{run.steal_s:.2f}s"))
+    return head + speed, head + cost
+
+
+def format_table(rows: list[list[Column]]) -> str:
+    """Rows of (heading, cell) as aligned text; a heading that some row lacks is empty there."""
+    headings = list(dict.fromkeys(heading for row in rows for heading, _ in row))
+    lines = [headings] + [[dict(row).get(heading, "") for heading in headings] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+
+    def join(line: list[str]) -> str:
+        left = [line[i].ljust(widths[i]) for i in range(2)]
+        right = [line[i].rjust(widths[i]) for i in range(2, len(line))]
+        return "  ".join(left + right).rstrip()
+
+    return "\n".join(join(line) for line in lines)
+
+
+def print_report(results: list[RunResult], stream: TextIO) -> None:
+    """Both tables, and the notes on what went wrong."""
+    if not results:
+        print("no run was completed", file=stream)
+        return
+    pairs = [rows_of(run) for run in results]
+    print(format_table([speed for speed, _ in pairs]), file=stream)
+    print(file=stream)
+    print(format_table([cost for _, cost in pairs]), file=stream)
+    for run in results:
+        for note in run.notes:
+            print(f"{run.path} {run.workload}: {run.errors} errors: {note}", file=stream)
+
+
+def as_json(device: dict[str, Any], results: list[RunResult]) -> dict[str, Any]:
+    """The object that `--json` writes."""
+    return {"virtblk": __version__, "device": device, "runs": [run.as_json() for run in results]}
+
+
+def check_json(target: str) -> None:
+    """Raise UsageError where `write_json` would. Leaves the file as it is, and none where there was none."""
+    if target == "-":
+        return
+    path = Path(target)
+    existed = path.exists()
+    try:
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"--json {target!r}: {error.strerror}") from error
+
+
+def write_json(target: str, value: dict[str, Any]) -> None:
+    """Write to a file, or to standard output for `-`. Raises UsageError where the file cannot be written."""
+    text = json.dumps(value, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text)
+    except OSError as error:
+        raise UsageError(f"--json {target!r}: {error.strerror}") from error
+
+
+class ProgressLine:
+    """A bar on a terminal, a line every few seconds in a log."""
+
+    LOG_SECONDS = 5.0
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._tty = stream.isatty()
+        self._last = 0.0
+        self._width = 0
+        self._label = ""
+
+    def __call__(self, label: str, passed: float, planned: float, ios: int, limit: int) -> None:
+        now = time.monotonic()
+        if label != self._label:
+            self._label = label
+            self._last = now if not self._tty else 0.0
+        if now - self._last < (0.2 if self._tty else self.LOG_SECONDS):
+            return
+        self._last = now
+        share = passed / planned if planned else (ios / limit if limit else 0.0)
+        share = min(1.0, max(0.0, share))
+        of = f"{passed:.1f} of {planned:g} s" if planned else f"{share:.0%}"
+        text = f"{label}: {of}, {si(ios / passed if passed > 0 else 0)} IOPS"
+        if self._tty:
+            done = round(share * 24)
+            text = f"[{'#' * done}{'.' * (24 - done)}] {text}"
+            self._stream.write("\r" + text.ljust(self._width))
+            self._width = len(text)
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Take the bar off the terminal."""
+        if self._tty and self._width:
+            self._stream.write("\r" + " " * self._width + "\r")
+            self._stream.flush()
+            self._width = 0

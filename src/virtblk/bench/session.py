@@ -1,0 +1,150 @@
+"""The disk under test and where its two sides run: child device or foreign one, pinning, process ids.
+
+Control context. A `Session` holds everything that has to go again when a bench ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any
+
+from virtblk.bench.cpu import usage_of
+from virtblk.bench.job import JobOptions
+from virtblk.bench.job_loop import JOB_DTYPE, Jobs, job_loop
+from virtblk.disk import connect, feature_names
+from virtblk.driver.queue import example_queue
+from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk, compile_driver
+from virtblk.errors import OpenError, UsageError
+from virtblk.jit.table import Table
+from virtblk.jit.warmup import ensure, progress
+from virtblk.names import parse_name
+from virtblk.server import ChildDevice, LocalDevice
+from virtblk.storage.storage import open_storage
+
+
+def choose_cpus(options: JobOptions, foreign: bool) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None, str]:
+    """(driver's CPUs, device's CPUs, a phrase for the report). None: not pinned.
+
+    With two CPUs and more, driver and device get one each unless options say otherwise; a device that is not ours
+    is moved only when asked.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    driver, device = options.driver_cpus, options.device_cpus
+    if len(allowed) >= 2:
+        driver = driver or (next((cpu for cpu in allowed if cpu not in (device or ())), allowed[0]),)
+        if device is None and not foreign:
+            device = (next((cpu for cpu in allowed if cpu not in driver), allowed[-1]),)
+    parts = [
+        f"driver on cpu {_list(driver)}" if driver else "driver not pinned",
+        f"device on cpu {_list(device)}" if device else ("device where it runs" if foreign else "device not pinned"),
+    ]
+    return driver, device, ", ".join(parts)
+
+
+def example_jobs() -> Jobs:
+    """Jobs of no use but for their types."""
+    return Jobs(Table(1, JOB_DTYPE), Table(1), Table(1), Table(1))
+
+
+class Session:
+    """An open disk for a bench run. Raises UsageError and OpenError; leaves nothing behind."""
+
+    def __init__(self, name: str, options: JobOptions) -> None:
+        self.name = name
+        self.options = options
+        self.child: ChildDevice | None = None
+        self.local: LocalDevice | None = None
+        self.device: VirtioBlk | None = None
+        self._affinity = os.sched_getaffinity(0)
+        self.device_pid: int | None = None
+        parsed = parse_name(name)
+        foreign = parsed.scheme == "vhost-user"
+        options.check_memory()
+        if options.device_pid is not None and usage_of(options.device_pid) is None:
+            raise UsageError(f"--device-pid {options.device_pid}: there is no such process")
+        if not foreign:
+            open_storage(parsed).close()  # what the child would refuse, said by us
+        self.driver_cpus, self.device_cpus, self.placement = choose_cpus(options, foreign)
+        try:
+            self._open(foreign)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, foreign: bool) -> None:
+        options = self.options
+        target = self.name
+        if not foreign:
+            self.child = ChildDevice(self.name, cpus=_list(self.device_cpus) if self.device_cpus else "")
+            with progress():  # while the child compiles its half
+                compile_driver()
+                ensure(job_loop, example_queue(), example_jobs(), 0)
+            self.child.wait_ready()
+            target = f"vhost-user:{self.child.path}"
+        if self.driver_cpus:
+            os.sched_setaffinity(0, self.driver_cpus)
+        cores = len(self.driver_cpus or self._affinity)
+        driver_options = DriverOptions(
+            queue_size=options.queue_size,
+            timeout=options.timeout,
+            poll_us=None if options.poll else 0,
+            submitters=options.numjobs,
+            bios_each=options.iodepth,
+            data_bytes=options.data_bytes,
+            crowded=options.numjobs > cores,
+        )
+        try:
+            self.device, self.local = connect(target, driver_options)
+        except OpenError as error:  # the child's socket means nothing to the user
+            raise OpenError(error.errno, str(error.strerror).replace(target, self.name)) from error
+        self.device.title = self.name
+        self.device_pid = options.device_pid or self.device.peer_pid()
+        if foreign and options.device_cpus and self.device_pid:
+            try:
+                for thread in os.listdir(f"/proc/{self.device_pid}/task"):
+                    os.sched_setaffinity(int(thread), options.device_cpus)
+            except OSError as error:
+                raise UsageError(f"--device-cpus: cannot move process {self.device_pid}: {error.strerror}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """The `device` object of `--json`: what was measured, and on what terms."""
+        assert self.device is not None
+        device = self.device
+        return {
+            "name": self.name,
+            "size": device.size,
+            "block_size": device.topology.block_size,
+            "serial": device.serial,
+            "features": feature_names(device.features),
+            "queue_size": self.options.queue_size,
+            "queues": self.options.queues,
+            "cache_type": "write back" if device.writeback else "write through",
+            "pid": self.device_pid,
+            "driver_cpus": list(self.driver_cpus) if self.driver_cpus else None,
+            "device_cpus": list(self.device_cpus) if self.device_cpus else None,
+            "completion": "polling" if self.options.poll else "interrupts",
+        }
+
+    def close(self) -> None:
+        """End the session and the child, give the CPUs back. Repeatable."""
+        if self.device is not None:
+            self.device.close()
+            self.device = None
+        if self.local is not None:
+            self.local.close()
+            self.local = None
+        if self.child is not None:
+            self.child.close()
+            self.child = None
+        os.sched_setaffinity(0, self._affinity)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _list(cpus: tuple[int, ...] | None) -> str:
+    return ",".join(str(cpu) for cpu in cpus or ())

@@ -1,0 +1,209 @@
+"""`virtblk bench [DISK]`: load a disk and measure it (fio's options under fio's names)."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import signal
+import sys
+from types import FrameType
+
+from virtblk.bench.job import (
+    JobOptions,
+    parse_cpus,
+    parse_paths,
+    parse_workloads,
+)
+from virtblk.errors import DeviceError, UsageError
+from virtblk.names import format_size, parse_name, parse_size
+
+DEFAULT_DISK = "ram:512m"
+EXAMPLES = """examples:
+  virtblk bench                                                   a disk of our own, in memory
+  virtblk bench vhost-user:/run/disk.sock --rw randread           somebody's, only read
+  virtblk bench vhost-user:/run/disk.sock --verify crc32c         and checked, which writes first
+  virtblk bench null:1g --bs 512 --iodepth 1 --poll --json -      the cost of one I/O, for a program"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `virtblk bench`."""
+    default = JobOptions()
+    parser.description = (
+        "Load a disk and measure it: IOPS, latency, CPU of both sides. Options are fio's.\n"
+        "It writes to the disk, unless --rw names only read and randread."
+    )
+    parser.epilog = EXAMPLES
+    add = parser.add_argument
+    add(
+        "disk",
+        nargs="?",
+        default=DEFAULT_DISK,
+        metavar="DISK",
+        help=f"ram:SIZE, null:SIZE (both in a child process) or vhost-user:SOCKET (default {DEFAULT_DISK})",
+    )
+    add(
+        "--rw",
+        default=",".join(default.workloads),
+        metavar="LIST",
+        help="workloads: read, write, randread, randwrite, or seq-read and so on (default all four)",
+    )
+    add("--path", default=None, metavar="LIST", help="I/O paths: bio, the only one in this version (default bio)")
+    add("--use-bio", choices=("0", "1"), default=None, help="1: --path bio, as the posting's use_bio=1")
+    add("--bs", default="4k", metavar="SIZE", help="bytes per I/O (default 4k)")
+    add("--iodepth", type=_int, default=default.iodepth, metavar="N", help="I/Os in flight per job (default 32)")
+    add("--numjobs", type=_int, default=1, metavar="N", help="jobs, each a thread (default 1)")
+    add("--size", default=None, metavar="SIZE", help="use the first SIZE of the disk (default all of it)")
+    add(
+        "--runtime",
+        type=_float,
+        default=default.runtime,
+        metavar="S",
+        help="seconds per workload; 0: one pass over the range per job (default 5)",
+    )
+    add(
+        "--ramp-time", type=_float, default=0.0, metavar="S", help="seconds of load before each measurement (default 0)"
+    )
+    add("--iodepth-batch-submit", type=_int, default=1, metavar="N", help="I/Os submitted at a time (default 1)")
+    add(
+        "--poll",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="poll for completions (default: interrupts)",
+    )
+    add("--verify", default="none", metavar="METHOD", help="crc32c: write the range first, then check every read")
+    add("--randseed", type=_int, default=1, metavar="N", help="seed of random offsets and contents (default 1)")
+    add("--queues", type=_int, default=1, metavar="N", help="virtqueues; the bio path uses one (default 1)")
+    add("--queue-size", type=_int, default=128, metavar="N", help="ring entries, a power of two (default 128)")
+    add(
+        "--timeout",
+        type=_float,
+        default=30.0,
+        metavar="S",
+        help="give up on a device that is silent for this long (default 30)",
+    )
+    add("--cpus-allowed", metavar="LIST", help="CPUs for the driver (default: the first; not pinned on one CPU)")
+    add("--device-cpus", metavar="LIST", help="CPUs for the device (default: another one, for disks of our own)")
+    add(
+        "--device-pid",
+        type=_int,
+        metavar="PID",
+        help="process whose CPU is the device's (default: who listens on the socket)",
+    )
+    add("--json", metavar="PATH", help="write all figures as JSON; - for standard output")
+
+
+def _int(text: str) -> int:
+    try:
+        return parse_size(text, "number")
+    except UsageError:  # a ValueError, whose text argparse would replace by the name of this function
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def _float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if value != value or value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: give seconds, 0 or more")
+    return value
+
+
+def _size(text: str | None) -> int:
+    """`--size` in bytes; 0, which no user gives, is the whole disk."""
+    if text is None:
+        return 0
+    size = parse_size(text, "--size")
+    if size == 0:
+        raise UsageError(f"--size {text}: give a block or more, or leave it out for the whole disk")
+    return size
+
+
+def _job_options(options: argparse.Namespace) -> JobOptions:
+    path = options.path
+    if options.use_bio is not None:
+        chosen = "bio" if options.use_bio == "1" else "request"
+        if path is not None and path != chosen:
+            raise UsageError(f"--use-bio {options.use_bio} is --path {chosen}, but --path {path} was given too")
+        path = chosen
+    return JobOptions(
+        workloads=parse_workloads(options.rw),
+        paths=parse_paths(path or "bio"),
+        bs=parse_size(options.bs, "--bs"),
+        iodepth=options.iodepth,
+        numjobs=options.numjobs,
+        size=_size(options.size),
+        runtime=options.runtime,
+        ramp_time=options.ramp_time,
+        batch_submit=options.iodepth_batch_submit,
+        poll=options.poll,
+        verify=options.verify,
+        randseed=options.randseed,
+        queues=options.queues,
+        queue_size=options.queue_size,
+        timeout=options.timeout,
+        driver_cpus=parse_cpus("--cpus-allowed", options.cpus_allowed) if options.cpus_allowed else None,
+        device_cpus=parse_cpus("--device-cpus", options.device_cpus) if options.device_cpus else None,
+        device_pid=options.device_pid,
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the bench; returns the exit status."""
+    job = _job_options(options)
+    parse_name(options.disk)
+
+    # numba and all that, only once the options are known to be right
+    from virtblk.bench.report import ProgressLine, as_json, check_json, print_report, write_json
+    from virtblk.bench.runner import Runner
+    from virtblk.bench.session import Session
+    from virtblk.bench.stat import RunResult
+
+    if options.json:
+        check_json(options.json)  # before the run, not after it
+    out = sys.stderr if options.json == "-" else sys.stdout
+    results: list[RunResult] = []
+    failure: DeviceError | None = None
+    interrupted = False
+    with Session(options.disk, job) as session:
+        line = ProgressLine(sys.stderr)
+        runner = Runner(session, job, line)
+
+        def on_sigint(signo: int, frame: FrameType | None) -> None:
+            runner.interrupt()
+
+        previous = signal.signal(signal.SIGINT, on_sigint)
+        try:
+            print(_headline(options.disk, job, session.describe()["size"], session.placement), file=out)
+            if job.writes:
+                size = format_size(job.size or session.describe()["size"])
+                way_out = "" if job.verify != "none" else "; --rw read,randread does not"
+                print(f"this writes to the first {size} of the disk{way_out}", file=out)
+            out.flush()
+            for result in runner.run():
+                results.append(result)
+        except DeviceError as error:
+            failure = error
+        finally:
+            signal.signal(signal.SIGINT, previous)
+            line.clear()
+        interrupted = runner.interrupted
+        device = session.describe()
+    print(file=out)
+    print_report(results, out)
+    if options.json:
+        write_json(options.json, as_json(device, results))
+    if failure is not None and not (interrupted and failure.errno == errno.ESHUTDOWN):
+        raise failure
+    if interrupted:
+        print("virtblk: interrupted", file=sys.stderr)
+        return 130
+    return 1 if any(result.errors for result in results) else 0
+
+
+def _headline(disk: str, job: JobOptions, size: int, placement: str) -> str:
+    completion = "polling" if job.poll else "interrupts"
+    batch = f", batches of {job.batch_submit}" if job.batch_submit > 1 else ""
+    verify = f", verify {job.verify}" if job.verify != "none" else ""
+    load = f"blocks of {format_size(job.bs)}, {job.numjobs} x {job.iodepth} in flight{batch}"
+    return f"{disk} ({format_size(size)}): {load}, ring of {job.queue_size}, {completion}{verify}; {placement}"

@@ -1,0 +1,86 @@
+"""`virtblk info DISK`: connect and say what the disk is; nothing is written to it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from virtblk import __version__
+from virtblk.names import format_size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `virtblk info`."""
+    parser.description = "Connect to a disk and say what it is. Nothing is written to it."
+    parser.add_argument("disk", metavar="DISK", help="vhost-user:SOCKET, ram:SIZE or null:SIZE")
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="seconds to wait for the device (default 30)"
+    )
+    parser.add_argument("--json", metavar="PATH", help="write it as JSON; - for standard output")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print it; returns the exit status."""
+    from virtblk.bench.report import check_json, write_json
+    from virtblk.disk import connect, feature_names
+    from virtblk.driver.virtio_blk import DriverOptions
+    from virtblk.uapi.vhost_user import PROTOCOL_FEATURE_NAMES
+
+    if options.json:
+        check_json(options.json)
+    device, local = connect(options.disk, DriverOptions(timeout=options.timeout, poll_us=0))
+    try:
+        topology = device.topology
+        offered, accepted = device.device_features, device.features
+        protocol = device.protocol_features_offered
+        facts: dict[str, Any] = {
+            "name": options.disk,
+            "disk": device.name,
+            "serial": device.serial,
+            "size": device.size,
+            "capacity": device.capacity,
+            "block_size": topology.block_size,
+            "physical_block_size": topology.physical_block_size,
+            "alignment_offset": topology.alignment_offset,
+            "min_io_size": topology.min_io_size,
+            "opt_io_size": topology.opt_io_size,
+            "read_only": device.device_read_only,
+            "cache_type": "write back" if device.writeback else "write through",
+            "seg_max": device.seg_max,
+            "size_max": device.size_max,
+            "num_queues": device.num_queues,
+            "pid": device.peer_pid(),
+            "features": feature_names(accepted),
+            "features_refused": feature_names(offered & ~accepted),
+            "protocol_features": [
+                name for bit, name in PROTOCOL_FEATURE_NAMES.items() if device.protocol_features >> bit & 1
+            ],
+            "protocol_features_refused": [
+                name
+                for bit, name in PROTOCOL_FEATURE_NAMES.items()
+                if (protocol & ~device.protocol_features) >> bit & 1
+            ],
+        }
+    finally:
+        device.close()
+        if local is not None:
+            local.close()
+    out = sys.stderr if options.json == "-" else sys.stdout
+    for key, value in facts.items():
+        if isinstance(value, list):
+            print(f"{key}:" + ("" if value else " none"), file=out)
+            for item in value:
+                print(f"  {item}", file=out)
+        else:
+            extra = f" ({format_size(value)})" if key == "size" else ""
+            print(f"{key}: {_text(value)}{extra}", file=out)
+    if options.json:
+        write_json(options.json, {"virtblk": __version__, "device": facts})
+    return 0
+
+
+def _text(value: object) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else value

@@ -1,0 +1,218 @@
+"""A job as its device sees it: which blocks, how many at once, and what is counted."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from bench.harness import BLOCKS, BS, bench, blocks_of, disk
+from fake_device import HOLD, FakeDevice, Request
+from naive.virtio_blk import IN, OUT
+
+# Which blocks.
+
+
+@pytest.mark.parametrize(("workload", "kind"), [("read", IN), ("write", OUT)])
+def test_a_sequential_pass_covers_the_range_once_and_in_order(workload: str, kind: int) -> None:
+    with bench(disk(), workloads=(workload,)) as run:
+        result = run.run_one()
+        assert run.device.seen == [(kind, block, BS) for block in range(BLOCKS)]
+    assert (result.workload, result.ios, result.errors) == (workload, BLOCKS, 0)
+
+
+def test_blocks_are_of_the_size_asked_for() -> None:
+    with bench(disk(), bs=3 * BS) as run:
+        assert run.run_one().ios == BLOCKS // 3
+        assert run.device.seen == [(IN, block * 3, 3 * BS) for block in range(BLOCKS // 3)]
+
+
+def test_size_is_the_end_of_the_range() -> None:
+    with bench(disk(), size=10 * BS, workloads=("read", "randwrite")) as run:
+        run.run()
+        assert blocks_of(run.device, IN) == list(range(10))
+        assert set(blocks_of(run.device, OUT)) <= set(range(10))
+
+
+def test_random_blocks_stay_in_the_range_and_reach_all_of_it() -> None:
+    with bench(disk(), workloads=("randread",), size=16 * BS, numjobs=16) as run:
+        result = run.run_one()
+        seen = Counter(blocks_of(run.device, IN))
+    assert result.ios == sum(seen.values()) == 16 * 16
+    assert set(seen) == set(range(16))
+
+
+def test_random_is_not_sequential_and_repeats_with_its_seed() -> None:
+    seen = []
+    for seed in (1, 1, 2):
+        with bench(disk(), workloads=("randread",), randseed=seed) as run:
+            run.run()
+            seen.append(blocks_of(run.device, IN))
+    assert seen[0] == seen[1] != seen[2]
+    assert sum(b == a + 1 for a, b in pairwise(seen[0])) < BLOCKS // 4
+
+
+def test_jobs_go_their_own_random_ways() -> None:
+    with bench(disk(), workloads=("randread",), numjobs=2, iodepth=1) as run:
+        run.run()
+        seen = blocks_of(run.device, IN)
+    assert len(seen) == 2 * BLOCKS
+    assert max(Counter(seen).values()) < 10
+
+
+def test_several_sequential_jobs_share_out_their_starts_and_each_covers_all() -> None:
+    with bench(disk(), numjobs=4, iodepth=1) as run:
+        result = run.run_one()
+        seen = blocks_of(run.device, IN)
+    assert result.ios == 4 * BLOCKS
+    assert Counter(seen) == dict.fromkeys(range(BLOCKS), 4)
+    starts = [BLOCKS * job // 4 for job in range(4)]
+    assert list(run.runner._jobs.jobs["next"]) == starts, "once round, each job is where it started"
+
+
+def test_workloads_run_one_after_another_in_the_order_given() -> None:
+    with bench(disk(), workloads=("write", "read", "write")) as run:
+        results = run.run()
+        kinds = [request.type for request in run.device.io]
+    assert [result.workload for result in results] == ["write", "read", "write"]
+    assert kinds == [OUT] * BLOCKS + [IN] * BLOCKS + [OUT] * BLOCKS
+
+
+def test_reads_alone_never_write() -> None:
+    with bench(disk(), workloads=("read", "randread")) as run:
+        before = bytes(run.device.disk)
+        run.run()
+        assert not blocks_of(run.device, OUT)
+        assert run.device.disk == before
+
+
+# How many at once.
+
+
+class InFlight:
+    """A script that holds requests back until as many are there as may be, and notes how many there were."""
+
+    def __init__(self, depth: int, total: int) -> None:
+        self.depth, self.left = depth, total
+        self.held: list[Request] = []
+        self.most = 0
+        self.device: FakeDevice | None = None
+
+    def __call__(self, request: Request) -> object:
+        if request.type not in (IN, OUT):
+            return None
+        self.held.append(request)
+        self.most = max(self.most, len(self.held))
+        assert self.device is not None
+        if len(self.held) == min(self.depth, self.left):
+            self.left -= len(self.held)
+            for one in self.held:
+                self.device.complete(one)
+            self.held.clear()
+        return HOLD
+
+
+@pytest.mark.parametrize("poll", [False, True])
+@pytest.mark.parametrize(("depth", "jobs"), [(1, 1), (7, 1), (4, 4)])
+def test_exactly_iodepth_are_in_flight(depth: int, jobs: int, poll: bool) -> None:
+    """A device that waits for the depth-th request before it answers gets it, and never one more."""
+    total = jobs * BLOCKS
+    script = InFlight(depth * jobs, total)
+    device = script.device = disk(script)
+    with bench(device, iodepth=depth, numjobs=jobs, poll=poll) as run:
+        assert run.run_one().ios == total
+    assert script.most == depth * jobs
+
+
+@pytest.mark.parametrize(("depth", "batch"), [(8, 8), (8, 4), (8, 3), (5, 2)])
+def test_a_batch_is_submitted_whole(depth: int, batch: int) -> None:
+    """With one request answered at a time, none follows until `batch` of them may."""
+    counts: list[int] = []  # requests that came between two answers
+    arrived: list[Request] = []
+    device = disk(lambda request: arrived.append(request) or HOLD if request.type == IN else None)
+    answered = 0
+    with bench(device, iodepth=depth, batch_submit=batch) as run:
+        thread = threading.Thread(target=run.run)
+        thread.start()
+        first = depth // batch * batch
+        device.wait_for(first)
+        while answered < BLOCKS:
+            free = depth - (len(arrived) - answered)
+            before = len(arrived)
+            device.complete(arrived[answered])
+            answered += 1
+            if free + 1 >= batch and before < BLOCKS:
+                device.wait_for(min(before + batch, BLOCKS))
+            counts.append(len(arrived) - before)
+        thread.join()
+    assert set(counts) <= {0, batch, BLOCKS % batch}
+    assert len(arrived) == BLOCKS
+
+
+def test_a_ring_that_is_too_small_counts_its_waits() -> None:
+    with bench(disk(), iodepth=16, numjobs=2, queue_size=4) as run:
+        result = run.run_one()
+    assert result.ios == 2 * BLOCKS
+    assert result.ring_full_waits > 0
+    assert result.errors == 0
+
+
+def test_a_ring_with_room_counts_none() -> None:
+    with bench(disk(), iodepth=4) as run:
+        assert run.run_one().ring_full_waits == 0
+
+
+# What is counted.
+
+
+def test_kicks_and_interrupts_are_those_the_device_saw() -> None:
+    with bench(disk(), iodepth=1) as run:
+        kicks, calls = run.device.kicks, run.device.calls
+        result = run.run_one()
+        assert 0 < result.kicks <= BLOCKS
+        assert result.kicks >= run.device.kicks - kicks - 1  # the kick that started the ring may be seen late
+        assert 0 < result.interrupts <= run.device.calls - calls + 1  # and so may GET_ID's interrupt
+
+
+def test_polling_takes_no_interrupt_and_counts_busy_time() -> None:
+    with bench(disk(), poll=True) as run:
+        result = run.run_one()
+    assert result.interrupts == 0
+    assert result.busy_ns is not None
+    assert 0 < result.busy_ns <= result.runtime_s * 1e9
+
+
+def test_latencies_of_a_run_are_those_of_its_ios() -> None:
+    with bench(disk()) as run:
+        result = run.run_one()
+        assert int(run.runner._jobs.histogram.sum()) == BLOCKS
+    assert 0 < result.clat.min <= result.clat.mean <= result.clat.max
+    assert result.clat.max <= result.runtime_s * 1e9
+    assert result.busy_ns is None
+
+
+def test_a_device_in_this_process_has_no_cpu_of_its_own() -> None:
+    with bench(disk()) as run:
+        assert run.run_one().device is None
+
+
+def test_each_run_counts_for_itself() -> None:
+    with bench(disk(), workloads=("read", "read")) as run:
+        first, second = run.run()
+    assert (first.ios, second.ios) == (BLOCKS, BLOCKS)
+
+
+def test_ramp_time_is_not_counted() -> None:
+    with bench(disk(), ramp_time=0.01) as run:
+        assert run.run_one().ios == BLOCKS
+        assert len(run.device.io) > BLOCKS
+
+
+def test_a_run_by_the_clock_goes_round_and_round() -> None:
+    with bench(disk(blocks=8), runtime=0.2) as run:
+        result = run.run_one()
+        seen = blocks_of(run.device, IN)
+    assert result.ios == len(seen) > 8
+    assert seen == [i % 8 for i in range(len(seen))]

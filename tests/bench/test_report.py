@@ -1,0 +1,311 @@
+"""What a bench prints and writes: aligned tables, three figures, JSON with the keys that were promised."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.harness import a_run
+from virtblk import __version__
+from virtblk.bench import report
+from virtblk.bench.cpu import Usage
+from virtblk.bench.report import (
+    ProgressLine,
+    as_json,
+    check_json,
+    duration,
+    format_table,
+    print_report,
+    rows_of,
+    si,
+    write_json,
+)
+from virtblk.errors import UsageError
+
+#: The issue's list, and what this version adds to it.
+# fmt: off
+RUN_KEYS = [
+    "path", "workload", "bs", "iodepth", "numjobs", "ios", "errors", "runtime_s", "iops", "bw_bytes", "clat_ns",
+    "driver_cpu", "device_cpu", "busy_ns_per_io", "ctx", "majf", "minf", "kicks", "interrupts", "ring_full_waits",
+    "iops_per_driver_cpu", "iops_per_total_cpu",
+]
+# fmt: on
+EXTRA_KEYS = ["steal_s", "notes"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0, "0"),
+        (5, "5"),
+        (999, "999"),
+        (1000, "1.00k"),
+        (12_345, "12.3k"),
+        (999_600, "1.00M"),
+        (1_234_567, "1.23M"),
+        (21_800_000_000, "21.8G"),
+        (0.0, "0.00"),
+        (7.125, "7.12"),
+        (45.67, "45.7"),
+        (742.4, "742"),
+        (999.4, "999"),
+        (999.6, "1.00k"),
+    ],
+)
+def test_counts(value: float | None, text: str) -> None:
+    assert si(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0, "0ns"),
+        (812, "812ns"),
+        (999.4, "999ns"),
+        (999.6, "1.00us"),
+        (12_345, "12.3us"),
+        (4_560_000, "4.56ms"),
+        (999_600_000, "1.00s"),
+        (1_200_000_000, "1.20s"),
+        (95e9, "95.0s"),
+    ],
+)
+def test_durations(value: float | None, text: str) -> None:
+    assert duration(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(9.999, "10.0"), (99.96, "100"), (99_960, "100k")])
+def test_regression_rounding_up_adds_no_fourth_figure(value: float, text: str) -> None:
+    assert si(value) == text
+    assert duration(99_960) == "100us"
+
+
+@given(st.floats(0.01, 1e12))
+def test_three_figures_are_enough_to_read_the_value_back(value: float) -> None:
+    match = re.fullmatch(r"([0-9.]+)([kMG]?)", si(value))
+    assert match
+    assert len(match[1].replace(".", "")) == 3 or value >= 999.5e9
+    factor = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]]
+    assert float(match[1]) * factor == pytest.approx(value, rel=0.006, abs=0.0051)
+
+
+# Tables.
+
+
+def test_columns_are_aligned() -> None:
+    rows = [
+        [("path", "bio"), ("workload", "read"), ("IOPS", "1.23M"), ("p99", "9us")],
+        [("path", "bio"), ("workload", "randwrite"), ("IOPS", "7"), ("p99", "123.4us")],
+    ]
+    assert format_table(rows).splitlines() == [
+        "path  workload    IOPS      p99",
+        "bio   read       1.23M      9us",
+        "bio   randwrite      7  123.4us",
+    ]
+
+
+def test_a_column_that_one_row_lacks_is_empty_there() -> None:
+    rows = [[("path", "bio"), ("workload", "read")], [("path", "bio"), ("workload", "write"), ("steal", "1.20s")]]
+    assert format_table(rows).splitlines() == ["path  workload  steal", "bio   read", "bio   write     1.20s"]
+
+
+CELLS = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=9)
+
+
+@given(st.lists(st.lists(CELLS, min_size=4, max_size=4), min_size=1, max_size=5))
+def test_every_cell_ends_under_its_heading(cells: list[list[str]]) -> None:
+    lines = format_table([list(zip(["path", "workload", "x", "long-one"], row, strict=True)) for row in cells])
+    heading, *rest = lines.splitlines()
+    assert len({len(line) for line in (heading, *rest)}) == 1
+    for line, row in zip(rest, cells, strict=True):
+        assert line.split() == row
+        end = heading.index("x") + 1
+        assert line[:end].endswith(row[2])
+
+
+def test_every_figure_of_the_issue_has_its_column() -> None:
+    speed, cost = rows_of(a_run(steal_s=0.25, busy_ns=2_000_000_000))
+    assert dict(speed) == {
+        "path": "bio",
+        "workload": "randread",
+        "IOPS": "250k",
+        "MB/s": "1024",
+        "I/Os": "1.00M",
+        "runtime": "4.00s",
+        "errors": "0",
+        "clat mean": "20.0us",
+        "p50": "5.00us",
+        "p99": "9.90us",
+        "p99.9": "9.99us",
+        "max": "90.0us",
+    }
+    assert dict(cost) == {
+        "path": "bio",
+        "workload": "randread",
+        "driver ns/IO": "2.00k",
+        "device ns/IO": "3.00k",
+        "busy ns/IO": "2.00k",
+        "IOPS/driver-CPU": "500k",
+        "IOPS/both-CPU": "200k",
+        "kicks/IO": "0.002",
+        "irqs/IO": "0.031",
+        "ring-full": "5",
+        "ctx": "17",
+        "majf": "3",
+        "minf": "1.23k",
+        "steal": "0.25s",
+    }
+
+
+def test_what_is_unknown_is_a_dash_and_no_steal_is_no_column() -> None:
+    cost = dict(rows_of(a_run(device=None))[1])
+    assert (cost["device ns/IO"], cost["busy ns/IO"], cost["IOPS/both-CPU"]) == ("-", "-", "-")
+    assert "steal" not in cost
+    assert dict(rows_of(a_run(ios=0))[1])["kicks/IO"] == "-"
+
+
+def test_the_report_ends_with_what_went_wrong() -> None:
+    out = io.StringIO()
+    print_report(
+        [a_run(), a_run(workload="write", errors=2, notes=["first error at offset 512: checksum mismatch"])], out
+    )
+    speed, cost = out.getvalue().split("\n\n")
+    assert len(speed.splitlines()) == 3
+    assert cost.splitlines()[-1] == "bio write: 2 errors: first error at offset 512: checksum mismatch"
+
+
+def test_a_report_of_nothing_says_so() -> None:
+    out = io.StringIO()
+    print_report([], out)
+    assert out.getvalue() == "no run was completed\n"
+
+
+# JSON.
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def as_text(*runs: Any) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(json.dumps(as_json({"name": "null:1g"}, list(runs))), parse_constant=no_constant)
+    return value
+
+
+def test_keys_are_those_of_the_issue() -> None:
+    value = as_text(a_run())
+    assert list(value) == ["virtblk", "device", "runs"]
+    assert value["virtblk"] == __version__
+    (run,) = value["runs"]
+    assert list(run) == RUN_KEYS + EXTRA_KEYS
+    assert list(run["clat_ns"]) == ["min", "max", "mean", "stddev", "percentile"]
+    assert list(run["driver_cpu"]) == list(run["device_cpu"]) == ["usr_s", "sys_s", "ns_per_io"]
+
+
+def test_types_are_numbers_not_text() -> None:
+    (run,) = as_text(a_run(busy_ns=5))["runs"]
+    for key in RUN_KEYS:
+        wanted: Any = (int, float)
+        if key in ("path", "workload"):
+            wanted = str
+        elif key in ("clat_ns", "driver_cpu", "device_cpu"):
+            wanted = dict
+        elif key in ("bs", "iodepth", "numjobs", "ios", "errors", "ctx", "majf", "minf", "kicks", "interrupts"):
+            wanted = int
+        assert isinstance(run[key], wanted), key
+    assert all(isinstance(value, int) for value in run["clat_ns"]["percentile"].values())
+
+
+def test_values_are_in_the_units_of_their_names() -> None:
+    (run,) = as_text(a_run())["runs"]
+    assert run["iops"] == 250_000
+    assert run["bw_bytes"] == 250_000 * 4096
+    assert run["driver_cpu"] == {"usr_s": 1.5, "sys_s": 0.5, "ns_per_io": 2000}
+    assert run["device_cpu"] == {"usr_s": 2.5, "sys_s": 0.5, "ns_per_io": 3000}
+    assert (run["ctx"], run["majf"], run["minf"]) == (17, 3, 1234)
+
+
+def test_unknown_is_null() -> None:
+    (run,) = as_text(a_run(device=None))["runs"]
+    assert (run["device_cpu"], run["busy_ns_per_io"], run["iops_per_total_cpu"]) == (None, None, None)
+
+
+def test_a_run_without_an_io_is_json_too() -> None:
+    nothing = Usage(0.0, 0.0, 0.0)
+    (run,) = as_text(a_run(ios=0, runtime_s=0.0, driver=nothing, device=nothing))["runs"]
+    assert run["driver_cpu"]["ns_per_io"] is None
+
+
+def test_json_goes_to_a_file_or_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "out.json"
+    write_json(str(target), {"a": 1})
+    write_json("-", {"a": 1})
+    assert json.loads(target.read_text()) == json.loads(capsys.readouterr().out) == {"a": 1}
+
+
+@pytest.mark.parametrize(("name", "says"), [("missing/out.json", "No such file"), (".", "Is a directory")])
+def test_a_file_that_cannot_be_written(tmp_path: Path, name: str, says: str) -> None:
+    target = str(tmp_path / name)
+    for attempt in (check_json, lambda target: write_json(target, {})):
+        with pytest.raises(UsageError, match=re.escape(f"--json {target!r}: {says}")):
+            attempt(target)
+
+
+def test_checking_leaves_the_file_system_as_it_is(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text("kept")
+    for target in (str(old), str(new), "-"):
+        check_json(target)
+    assert old.read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+# Progress.
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_progress_on_a_terminal_is_a_bar_on_one_line(clock: list[float]) -> None:
+    stream = Terminal()
+    line = ProgressLine(stream)
+    line("randread", 1.0, 4.0, 1_000_000, 0)
+    assert stream.getvalue() == "\r[######..................] randread: 1.0 of 4 s, 1.00M IOPS"
+    line("randread", 1.1, 4.0, 1, 0)
+    assert stream.getvalue().count("\r") == 1, "too soon"
+    clock[0] += 0.25
+    line("verify: fill", 2.0, 0.0, 30, 40)
+    assert "75%" in stream.getvalue()
+    line.clear()
+    assert stream.getvalue().endswith(
+        "\r" + " " * (len("[######..................] verify: fill: 75%, 15.0 IOPS")) + "\r"
+    )
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(clock: list[float]) -> None:
+    stream = io.StringIO()
+    line = ProgressLine(stream)
+    for passed in range(12):
+        clock[0] = 100.0 + passed
+        line("read", float(passed), 12.0, passed * 1000, 0)
+    assert stream.getvalue() == "read: 5.0 of 12 s, 1.00k IOPS\nread: 10.0 of 12 s, 1.00k IOPS\n"
+    line.clear()
+    assert "\r" not in stream.getvalue()

@@ -1,0 +1,324 @@
+"""What a user gets wrong, and what a socket has wrong behind it: one line with the value, and the exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.harness import complaint, server, until_closed, virtblk
+from fake_device import FakeDevice, Fault
+from naive.virtio_blk import FEATURES, PROTOCOL_FEATURES, VERSION_1, blk_config
+from virtblk import __version__, cli
+from virtblk.cli import COMMANDS, main
+from virtblk.errors import DeviceError, OpenError, UsageError
+from virtblk.uapi.vhost_user import FrontendRequest as R
+
+Capture = pytest.CaptureFixture[str]
+BENCH, INFO = "bench", "info"
+
+
+# Usage.
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["frobnicate"], "frobnicate"),
+        (["--frobnicate"], "unknown argument '--frobnicate' (see virtblk --help)"),
+        (["bench", "--frobnicate"], "unknown argument '--frobnicate' (see virtblk bench --help)"),
+        (["bench", "ram:1m", "ram:2m"], "unknown argument 'ram:2m' (see virtblk bench --help)"),
+        (["info"], "DISK"),
+        (["info", "ram:1m", "--bs", "4k"], "unknown argument '--bs' (see virtblk info --help)"),
+        (["warmup", "now"], "unknown argument 'now' (see virtblk warmup --help)"),
+        (["bench", "--bs"], "--bs: expected one argument"),
+        (["bench", "--bs", "4x"], "--bs '4x'"),
+        (["bench", "--bs", "0"], "--bs 0"),
+        (["bench", "--bs", "700"], "--bs 700"),
+        (["bench", "--size", "0"], "--size 0"),
+        (["bench", "--size", "-1"], "--size"),
+        (["bench", "--size", "lots"], "--size 'lots'"),
+        (["bench", "--iodepth", "0"], "--iodepth 0"),
+        (["bench", "--iodepth", "deep"], "--iodepth: 'deep' is no whole number"),
+        (["bench", "--numjobs", "0"], "--numjobs 0"),
+        (["bench", "--numjobs", "1.5"], "--numjobs: '1.5' is no whole number"),
+        (["bench", "--iodepth-batch-submit", "33"], "--iodepth-batch-submit 33"),
+        (["bench", "--runtime", "long"], "--runtime: 'long' is no number"),
+        (["bench", "--runtime", "nan"], "--runtime: 'nan'"),
+        (["bench", "--ramp-time", "-1"], "--ramp-time"),
+        (["bench", "--timeout", "0"], "--timeout 0"),
+        (["bench", "--queues", "4"], "--queues 4"),
+        (["bench", "--queue-size", "100"], "--queue-size 100"),
+        (["bench", "--rw", "reed"], "--rw 'reed'"),
+        (["bench", "--path", "request"], "--path request: not in this version"),
+        (["bench", "--path", "sideways"], "--path 'sideways'"),
+        (["bench", "--use-bio", "0"], "--path request: not in this version"),
+        (["bench", "--use-bio", "2"], "'2'"),
+        (["bench", "--use-bio", "1", "--path", "request"], "--use-bio 1 is --path bio, but --path request was given"),
+        (["bench", "--verify", "md5"], "--verify 'md5'"),
+        (["bench", "--cpus-allowed", "a"], "--cpus-allowed 'a'"),
+        (["bench", "--device-cpus", "99999"], "--device-cpus '99999': cpu 99999 is not available"),
+        (["bench", "--device-pid", "0"], "--device-pid 0"),
+        (["bench", "--device-pid", "99999999999"], "--device-pid 99999999999"),
+        (["bench", "ram"], "disk 'ram'"),
+        (["bench", "floppy:1440k"], "disk 'floppy:1440k': scheme 'floppy' is unknown"),
+        (["bench", "nbd:localhost"], "disk 'nbd:localhost': scheme 'nbd' is for a later version"),
+        (["bench", "ram:"], "disk 'ram:'"),
+        (["bench", "ram:0"], "disk 'ram:0': size 0"),
+        (["bench", "ram:1000"], "disk 'ram:1000'"),
+        (["bench", "ram:1m?colour=red"], "unknown key 'colour'"),
+        (["info", "ram:0"], "disk 'ram:0': size 0"),
+        (["info", "ram"], "disk 'ram'"),
+        (["info", "ram:1m", "--timeout", "0"], "timeout 0"),
+        (["info", "ram:1m", "--timeout", "nan"], "timeout nan"),
+        (["info", "ram:1m", "--timeout", "soon"], "'soon'"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_the_value_and_status_2(words: list[str], says: str, capsys: Capture) -> None:
+    assert says in complaint(capsys, *words)
+
+
+def test_regression_a_number_that_is_none_is_not_named_after_our_function(capsys: Capture) -> None:
+    assert "_int" not in complaint(capsys, "bench", "--iodepth", "many")
+
+
+def test_no_command_is_the_help(capsys: Capture) -> None:
+    assert main([]) == 2
+    assert "usage: virtblk" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help(words: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"usage: virtblk{' ' + words[0] if words[0] in COMMANDS else ''}")
+    assert told.err == ""
+    assert max(len(line) for line in told.out.splitlines()) <= 100
+
+
+def test_help_names_all_options_of_the_issue(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    text = capsys.readouterr().out
+    options = (
+        "--rw --path --bs --iodepth --numjobs --size --runtime --ramp-time --iodepth-batch-submit --poll --no-poll "
+        "--verify --randseed --queues --queue-size --timeout --cpus-allowed --device-cpus --device-pid --json --use-bio"
+    )
+    assert [option for option in options.split() if option not in text] == []
+    for disk in ("ram:", "null:", "vhost-user:"):
+        assert disk in text
+
+
+def test_version(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"virtblk {__version__}\n"
+
+
+# Disks that nothing fits on.
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["ram:1m?block_size=4k", "--bs", "512"],
+            "--bs 512 is no multiple of the block size 4096 of ram:1m?block_size=4k",
+        ),
+        (["ram:64k", "--bs", "1m"], "--bs 1m is more than the range of 64k"),
+        (["ram:1m", "--size", "2m"], "--size 2m is more than ram:1m has (1m)"),
+        (["ram:1m", "--size", "1k"], "--bs 4k is more than the range of 1k"),
+    ],
+)
+@pytest.mark.once
+def test_what_does_not_fit_the_disk_is_status_2(words: list[str], says: str, capsys: Capture) -> None:
+    assert complaint(capsys, "bench", *words) == says
+
+
+# Sockets with nothing behind them.
+
+
+@pytest.mark.parametrize("command", [BENCH, INFO])
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "No such file or directory"),
+        ("no directory", "No such file or directory"),
+        ("plain file", "Connection refused"),
+        ("directory", "Connection refused"),
+        ("stale", "Connection refused"),
+        ("too long", "socket path of"),
+    ],
+)
+def test_a_socket_that_is_none(kind: str, says: str, command: str, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "sock"
+    if kind == "no directory":
+        path = tmp_path / "none" / "sock"
+    elif kind == "plain file":
+        path.write_text("")
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "too long":
+        path = tmp_path / ("s" * 120)
+    elif kind == "stale":
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.bind(str(path))
+    line = complaint(capsys, command, f"vhost-user:{path}")
+    assert line.startswith(f"vhost-user:{path}: cannot connect: ")
+    assert says in line
+
+
+# Sockets with something else behind them.
+
+
+def talk(client: socket.socket) -> None:
+    client.sendall(b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n")
+    until_closed(client)
+
+
+def hang_up(client: socket.socket) -> None:
+    pass
+
+
+def answer_half(client: socket.socket) -> None:
+    client.recv(12)
+    client.sendall(b"\x01\0\0\0\x05\0")
+
+
+@pytest.mark.parametrize("command", [BENCH, INFO])
+@pytest.mark.parametrize(
+    ("serve", "says"),
+    [
+        (talk, "VHOST_USER_GET_FEATURES: "),
+        (hang_up, "VHOST_USER_GET_FEATURES: the peer closed the connection"),
+        (answer_half, "VHOST_USER_GET_FEATURES: the peer closed the connection after 6 of 12 bytes of a header"),
+        (until_closed, "VHOST_USER_GET_FEATURES: no answer within 0.2 s"),
+    ],
+)
+def test_a_server_that_is_no_device(serve: Any, says: str, command: str, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "sock"
+    with server(path, serve):
+        line = complaint(capsys, command, f"vhost-user:{path}", "--timeout", "0.2")
+    assert line.startswith(f"vhost-user:{path}: ")
+    assert says in line
+
+
+@pytest.mark.parametrize("command", [BENCH, INFO])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"features": FEATURES & ~VERSION_1}, "does not offer VIRTIO_F_VERSION_1"),
+        ({"features": VERSION_1}, "no blk config"),
+        ({"protocol_features": PROTOCOL_FEATURES & ~(1 << 9)}, "no blk config"),
+        ({"faults": {R.VHOST_USER_GET_CONFIG: Fault.REFUSE}}, "has no blk config"),
+        ({"faults": {R.VHOST_USER_GET_CONFIG: Fault.CLOSE}}, "VHOST_USER_GET_CONFIG: the peer closed the connection"),
+        ({"faults": {R.VHOST_USER_SET_FEATURES: Fault.SILENT}}, "VHOST_USER_SET_FEATURES: no answer within 0.2 s"),
+        ({"faults": {R.VHOST_USER_SET_VRING_ADDR: Fault.CLOSE}}, "VHOST_USER_SET_VRING_ADDR: the peer closed"),
+        ({"config": blk_config(capacity=0)}, "is smaller (0 bytes) than one block of 512"),
+        ({"config": blk_config(capacity=4, blk_size=4096)}, "is smaller (2048 bytes) than one block of 4096"),
+        ({"config": blk_config(blk_size=1000)}, "its block size is 1000"),
+    ],
+)
+def test_a_device_that_is_no_disk(
+    given: dict[str, Any], says: str, command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeDevice(**given) as device:
+        monkeypatch.setattr("virtblk.disk.Connection.connect", lambda path, timeout: device.client)
+        line = complaint(capsys, command, "vhost-user:fake", "--timeout", "0.2")
+    assert line.startswith("vhost-user:fake")
+    assert says in line
+
+
+# --json.
+
+
+@pytest.mark.parametrize("command", [BENCH, INFO])
+@pytest.mark.parametrize(("name", "says"), [("none/out.json", "No such file or directory"), ("", "Is a directory")])
+def test_regression_json_that_cannot_be_written_is_refused_before_the_run(
+    name: str, says: str, command: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found out at the end, when the figures were lost."""
+    monkeypatch.setattr("virtblk.disk.Connection.connect", None)
+    target = f"{tmp_path}/{name}"
+    line = complaint(capsys, command, "vhost-user:fake", "--json", target)
+    assert line == f"--json {target!r}: {says}"
+
+
+# Exceptions and exit status.
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UsageError("--bs 3: give 4"), 2, "virtblk: --bs 3: give 4"),
+        (OpenError(errno.ENOENT, "disk: not there"), 2, "virtblk: disk: not there"),
+        (DeviceError(errno.ENODEV, "disk: gone"), 1, "virtblk: disk: gone"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "virtblk: No space left on device"),
+        (MemoryError("arena is full"), 1, "virtblk: arena is full"),
+        (MemoryError(), 1, "virtblk: MemoryError"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_exit_status(
+    error: BaseException, status: int, line: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(options: Any) -> int:
+        raise error
+
+    monkeypatch.setattr("virtblk.cli.info.run", run)
+    assert main(["info", "ram:1m"]) == status
+    assert capsys.readouterr().err.strip() == line
+
+
+def test_a_traceback_comes_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIRTBLK_TRACEBACK", "1")
+    with pytest.raises(UsageError):
+        main(["info", "ram"])
+
+
+# As a program.
+
+
+@pytest.mark.once
+def test_python_m_virtblk_is_the_same() -> None:
+    assert virtblk("--version") == (0, f"virtblk {__version__}\n", "")
+    status, out, err = virtblk("info", "ram")
+    assert (status, out) == (2, "")
+    assert err.startswith("virtblk: disk 'ram' has no scheme")
+    assert "Traceback" not in err
+
+
+@pytest.mark.once
+def test_wrong_usage_costs_no_numba() -> None:
+    code = (
+        "import sys; from virtblk.cli import main; main(['bench', '--bs', '3']); print(*{'numba'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "\n"
+
+
+@pytest.mark.once
+def test_regression_a_reader_that_has_gone_is_no_traceback() -> None:
+    """What was still in the buffer was written when the interpreter was on its way out, and failed there."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "virtblk", "info", "null:1m"]
+    run = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+    assert run.returncode == 1
+    assert re.sub(r"virtblk: compil.*\n", "", run.stderr) == ""
+
+
+def test_commands_are_files_of_their_name() -> None:
+    here = Path(cli.__file__).parent
+    assert {path.stem for path in here.glob("*.py")} - {"__init__"} == set(COMMANDS)
