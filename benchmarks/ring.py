@@ -134,12 +134,10 @@ class Arms:
         """One slice of the bare ring."""
         self.slices += 1
         pool = self.d.free.copy()
-        spare = self.d.submitters["spare"].copy()
         try:
             return self._timed(lambda: int(bare_ring_loop(*self._bare_arguments())), seconds)
         finally:
             self.d.free[:] = pool
-            self.d.submitters["spare"][:] = spare
 
     def bio(self, seconds: float) -> float:
         """One slice of the bio path."""

@@ -33,6 +33,8 @@ DEFAULT_TIMEOUT: Final = 30.0
 CALLERS: Final = 16
 #: Bytes that one bio of a Disk carries at most.
 CHUNK: Final = 1 << 20
+#: Seconds that calls have to end once the queue is over.
+CLOSE_TIMEOUT: Final = 10.0
 
 
 def feature_name(bit: int) -> str:
@@ -188,9 +190,9 @@ class Disk:
         """Read `n` bytes at `offset`. Raises OSError; all of it or nothing."""
         self._check(n, offset, write=False)
         parts = []
-        with self._caller() as caller:
-            for start in range(0, n, CHUNK):
-                size = min(CHUNK, n - start)
+        for start in range(0, n, CHUNK):
+            size = min(CHUNK, n - start)
+            with self._caller() as caller:
                 self._submit(caller, REQ_OP_READ, 0, offset + start, size)
                 parts.append(self._buffer(caller)[:size].tobytes())
         return b"".join(parts)
@@ -203,9 +205,9 @@ class Disk:
         view = memoryview(data)
         view = view.cast("B") if view.nbytes else memoryview(b"")  # cast() refuses a shape with zeros
         self._check(len(view), offset, write=True)
-        with self._caller() as caller:
-            for start in range(0, len(view), CHUNK):
-                piece = view[start : start + CHUNK]
+        for start in range(0, len(view), CHUNK):
+            piece = view[start : start + CHUNK]
+            with self._caller() as caller:
                 self._buffer(caller).data.cast("B")[: len(piece)] = piece
                 self._submit(caller, REQ_OP_WRITE, REQ_FUA if fua else 0, offset + start, len(piece))
         return len(view)
@@ -288,12 +290,16 @@ class Disk:
             if self._closing:
                 return
             self._closing = True
-            deadline = time.monotonic() + self._device.options.timeout + 1
-            while len(self._free) < CALLERS and time.monotonic() < deadline:
-                self._changed.wait(deadline - time.monotonic())
+            if not self._callers_left(self._device.options.timeout + 1):
+                self._device.break_queue(errno.ESHUTDOWN)  # wakes whoever waits, for good
+                self._device.abandoned = not self._callers_left(CLOSE_TIMEOUT)
         self._device.close()
         if self._local is not None:
             self._local.close()
+
+    def _callers_left(self, seconds: float) -> bool:
+        """Wait until no call is under way; False if one still is after `seconds`. Under the condition's lock."""
+        return self._changed.wait_for(lambda: len(self._free) == CALLERS, seconds)
 
     def __enter__(self) -> Disk:
         return self

@@ -1,6 +1,6 @@
 """One table: virtio-blk status byte <-> errno <-> text (virtio 1.2, 5.2.6; Linux's blk_errors[]).
 
-The driver's kernels map a status byte with `STATUS_ERRNO`; Disk and the command line turn errnos into texts here.
+The driver's `virtblk_result` is this table compiled; Disk and the command line turn errnos into texts here.
 Status 2 (UNSUPP) is ENOTTY at the bio, as in the posting, and EOPNOTSUPP where a program sees it.
 """
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,6 +197,29 @@ def test_a_bench_on_a_child_leaves_nothing(tmp: Path, affinity: set[int]) -> Non
     assert all(result.device for result in results)
     assert list(tmp.iterdir()) == []
     opened.close()  # once more does no harm
+
+
+def test_regression_ctrl_c_while_the_child_is_made_waits_until_it_can_be_ended(
+    monkeypatch: pytest.MonkeyPatch, affinity: set[int]
+) -> None:
+    """It left a child that nobody knew, in a directory that was gone."""
+    made = []
+
+    class Child:
+        def __init__(self, *arguments: Any, **given: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            made.append("made")
+            self.process = SimpleNamespace(kill=lambda: made.append("killed"))
+
+        def close(self) -> None:
+            made.append("ended")
+
+    monkeypatch.setattr(session, "ChildDevice", Child)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Session("ram:1m", options())
+    assert made == ["made", "killed", "ended"]
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.once

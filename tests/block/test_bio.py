@@ -120,8 +120,7 @@ def test_bio_init_clears_what_an_earlier_use_left() -> None:
     bios = Table.of(np.full(2, 99, np.int64).astype(BIO_DTYPE))
     bio_init(bios, 0, REQ_OP_WRITE, REQ_FUA, 8, 2, 3, 1536, 4)
     bio = bios[0]
-    assert (bio["error"], bio["remaining"], bio["step"]) == (0, 0, STEP_DONE)
+    assert (bio["error"], bio["remaining"], bio["waited"], bio["step"]) == (0, 0, 0, STEP_DONE)
     assert (bio["op"], bio["flags"], bio["sector"], bio["vec"]) == (REQ_OP_WRITE, REQ_FUA, 8, 2)
     assert (bio["vcnt"], bio["length"], bio["owner"]) == (3, 1536, 4)
-    assert bio["cookie"] == 99  # the submitter's own
     assert bios[1]["error"] == 99

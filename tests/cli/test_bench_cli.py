@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cli.harness import Command, children, held, is_running, virtblk, wait_until
+from cli.harness import Command, children, held, is_running, virtblk
+from waiting import wait_until
 
 pytestmark = pytest.mark.once
 
@@ -38,7 +39,7 @@ def table(text: str) -> list[dict[str, str]]:
     for heading, *lines in tables:
         names = re.split(" {2,}", heading)
         for row in lines:
-            rows.append(dict(zip(names, row.split(), strict=True)))
+            rows.append(dict(zip(names, row.split(), strict=False)))  # `steal`, the last, may be empty
     return rows
 
 
@@ -97,9 +98,7 @@ def test_json_in_a_file_says_what_the_table_says(tmp_path: Path) -> None:
     assert cost["kicks/IO"] == f"{run['kicks'] / run['ios']:.3f}"
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("--poll",), ("--use-bio", "1"), ("--path", "bio"), ("--iodepth-batch-submit", "8")]
-)
+@pytest.mark.parametrize("words", [(), ("--poll",), ("--use-bio", "1", "--iodepth-batch-submit", "8")])
 def test_verify_finds_nothing_on_a_sound_disk(words: tuple[str, ...]) -> None:
     status, out, err = virtblk("bench", "ram:1m", "--verify", "crc32c", "--bs", "512", *QUICK, *words)
     assert (status, err) == (0, "")
@@ -147,10 +146,12 @@ def test_ctrl_c_still_writes_the_json(tmp_path: Path) -> None:
     assert [run["workload"] for run in figures(target.read_text())["runs"]] == ["read"]
 
 
-def test_ctrl_c_before_the_run_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("delay", [0, 0.01, 0.1, 0.3])
+def test_ctrl_c_before_the_run_leaves_nothing(delay: float, tmp_path: Path) -> None:
     with Command("bench", "ram:1m", tmp=tmp_path) as command:
         wait_until(lambda: children(command.process.pid), 120)
         child = command.child()
+        time.sleep(delay)
         command.interrupt()
         status, _, err = command.wait()
     assert status == 130
@@ -204,6 +205,6 @@ def test_a_bench_that_is_killed_leaves_no_device(tmp_path: Path) -> None:
         command.wait_for("ram:1m (1m)")
         child = command.child()
         os.kill(command.process.pid, signal.SIGKILL)
-        command.wait()
         wait_until(lambda: not is_running(child))
-    assert list(tmp_path.rglob("*.sock")) == []
+        command.wait()
+    assert list(tmp_path.iterdir()) == []

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +288,49 @@ def test_a_traceback_comes_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
         main(["info", "ram"])
 
 
+# Ctrl-C.
+
+
+class Doomed:
+    """Ctrl-C comes while its finalizer runs, as it does in those of LLVM's objects."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_regression_ctrl_c_in_a_finalizer_is_not_lost(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python swallows what is raised there: the bench went on, and a traceback was printed."""
+
+    def run(options: Any) -> int:
+        Doomed()
+        time.sleep(20)  # until Ctrl-C comes after all
+        return 0
+
+    monkeypatch.setattr("virtblk.cli.info.run", run)
+    assert main(["info", "ram:1m"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_command_leaves_the_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def run(options: Any) -> int:
+        seen.append(signal.getsignal(signal.SIGINT))
+        return 0
+
+    monkeypatch.setattr("virtblk.cli.info.run", run)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
+    assert main(["info", "ram:1m"]) == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)) == before
+    assert seen.pop() is not before[0]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what runs in the background
+    try:
+        assert main(["info", "ram:1m"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert seen.pop() is signal.SIG_IGN
+
+
 # As a program.
 
 
@@ -313,7 +358,8 @@ def test_regression_a_reader_that_has_gone_is_no_traceback() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     command = [sys.executable, "-m", "virtblk", "info", "null:1m"]
-    run = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    run = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
     os.close(write_end)
     assert run.returncode == 1
     assert re.sub(r"virtblk: compil.*\n", "", run.stderr) == ""

@@ -9,12 +9,12 @@ import pytest
 
 from cli.harness import virtblk
 from fake_device import FakeDevice
-from naive.virtio_blk import FEATURES, PROTOCOL_FEATURES, blk_config
+from naive.virtio_blk import F_FLUSH, F_RO, F_TOPOLOGY, F_WCE, FEATURES, PROTOCOL_FEATURES, blk_config
 from virtblk import __version__
 from virtblk.cli import main
 
 Capture = pytest.CaptureFixture[str]
-F_TOPOLOGY, F_CONFIG_WCE, F_RO, F_DISCARD, F_UNHEARD_OF = 1 << 10, 1 << 11, 1 << 5, 1 << 13, 1 << 60
+F_DISCARD, F_UNHEARD_OF = 1 << 13, 1 << 60
 
 
 def facts(text: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ CONFIG = blk_config(
 
 
 def test_every_fact_of_the_config(told: Any) -> None:
-    text, value = told(features=FEATURES | F_TOPOLOGY | F_CONFIG_WCE, config=CONFIG, queue_num=4, serial=b"abc-7\0")
+    text, value = told(features=FEATURES | F_TOPOLOGY | F_WCE, config=CONFIG, queue_num=4, serial=b"abc-7\0")
     assert text["name"] == "vhost-user:fake"
     assert text["disk"] == "vda"
     assert text["serial"] == "abc-7"
@@ -90,9 +90,9 @@ def test_features_by_name_taken_and_refused(told: Any) -> None:
     ("features", "writeback", "cache"),
     [
         (FEATURES, 0, "write back"),  # FLUSH without CONFIG_WCE
-        (FEATURES | F_CONFIG_WCE, 1, "write back"),
-        (FEATURES | F_CONFIG_WCE, 0, "write through"),
-        (FEATURES & ~(1 << 9), 0, "write through"),
+        (FEATURES | F_WCE, 1, "write back"),
+        (FEATURES | F_WCE, 0, "write through"),
+        (FEATURES & ~F_FLUSH, 0, "write through"),
     ],
 )
 def test_cache_mode(told: Any, features: int, writeback: int, cache: str) -> None:

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import pytest
 
-from cli.harness import Command, virtblk, wait_until
+from cli.harness import Command, virtblk
 from cli.test_bench_cli import RUNNING, figures
 from cli.test_info_cli import facts
 from naive.verify import decode_image
 from peers import qemu_storage_daemon
+from waiting import wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.once]
 

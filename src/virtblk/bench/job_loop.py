@@ -16,9 +16,9 @@ from virtblk.bench.histogram import BUCKETS, bucket_of
 from virtblk.bench.verify import BLOCK_GOOD, UNKNOWN, check_block, fill_block
 from virtblk.block.bio import REQ_OP_READ, REQ_OP_WRITE, bio_init
 from virtblk.driver.bio_path import virtblk_harvest, virtblk_make_request
-from virtblk.driver.completion import virtblk_done, virtblk_wait
+from virtblk.driver.completion import virtblk_done, virtblk_pending, virtblk_wait
 from virtblk.jit.arith import mix64
-from virtblk.jit.atomics import load_acquire_i64
+from virtblk.jit.atomics import load_acquire_i64, store_i64
 from virtblk.jit.kernel import cold_kernel, kernel
 from virtblk.jit.libc import clock_ns
 from virtblk.jit.table import Table
@@ -88,8 +88,11 @@ def submit_one(d, jobs, j, bio, issued, now):
     bs = jobs.jobs[j]["bs"]
     offset = next_block(jobs, j, issued) * bs
     op = jobs.jobs[j]["op"]
-    if op == REQ_OP_WRITE and jobs.jobs[j]["verify"]:
-        fill_block(d.vec_addr[bio], bs, offset, jobs.jobs[j]["generation"], jobs.jobs[j]["contents"])
+    if jobs.jobs[j]["verify"]:
+        if op == REQ_OP_WRITE:
+            fill_block(d.vec_addr[bio], bs, offset, jobs.jobs[j]["generation"], jobs.jobs[j]["contents"])
+        else:
+            store_i64(d.vec_addr[bio], 0)  # a device that reads nothing must not pass with what was there
     bio_init(d.bios, bio, op, 0, offset >> SECTOR_SHIFT, bio, 1, bs, sub)
     return virtblk_make_request(d, sub, bio, now)
 
@@ -172,8 +175,9 @@ def job_loop(d, jobs, j):
             jobs.jobs[j]["result"] = code
             return
         found = clock_ns()
-        virtblk_done(d, sub, False)
-        while True:
+        virtblk_done(d, sub, not polling)  # an interrupt-driven job sleeps on the lock, and does not spin on it
+        bio = -1
+        for _ in range(virtblk_pending(d, sub)):  # not those that end meanwhile: their time is not up yet
             bio = virtblk_harvest(d, sub)
             if bio < 0:
                 break

@@ -95,13 +95,15 @@ class Runner:
         for path in options.paths:
             for workload in options.workloads:
                 if options.ramp_time > 0:
-                    self._measure(path, workload, options.ramp_time, "ramp")
+                    ramp = self._measure(path, workload, options.ramp_time, "ramp")
+                    failed += ramp.errors
+                    fill += [f"ramp: {note}" for note in ramp.notes]
                 if self.interrupted:
                     return
                 result = self._measure(path, workload, options.runtime, workload)
                 if options.verify != "none" and is_write(workload) and not self.interrupted:
                     self._read_back(result)
-                result.errors += failed  # of the fill: told with the first run
+                result.errors += failed  # of fill and ramp: told with the run that follows
                 result.notes += fill
                 failed, fill = 0, []
                 yield result
@@ -126,10 +128,12 @@ class Runner:
     def _measure(self, path: str, workload: str, seconds: float, label: str) -> RunResult:
         options, device, jobs = self._options, self._device, self._jobs
         op = REQ_OP_WRITE if is_write(workload) else REQ_OP_READ
-        self._prepare(op, random=is_random(workload), limit=0 if seconds else self._blocks, only_first=False)
+        ramped = label != "ramp" and options.ramp_time > 0
+        limit = 0 if seconds else self._blocks
+        self._prepare(op, random=is_random(workload), limit=limit, only_first=False, ramped=ramped)
         queue, submitters = device.view.queue, device.view.submitters
         pid = self._session.device_pid
-        kicks, waits = int(submitters["kicks"].sum()), int(submitters["ring_full_waits"].sum())
+        kicks, waits_before = int(submitters["kicks"].sum()), int(submitters["ring_full_waits"].sum())
         interrupts = int(queue[0]["interrupts"])
         steal = steal_seconds()
         device_before = usage_of(pid) if pid and pid != os.getpid() else None
@@ -138,6 +142,8 @@ class Runner:
         driver_after = own_usage()
         device_after = usage_of(pid) if pid and device_before else None
         ended = int(jobs.jobs["ended_ns"].max())
+        waits = int(submitters["ring_full_waits"].sum()) - waits_before
+        busy = int(jobs.jobs["busy_ns"].sum())
         return RunResult(
             path=path,
             workload=workload,
@@ -150,22 +156,24 @@ class Runner:
             clat=Clat.of(jobs.jobs, jobs.histogram),
             driver=driver_after.since(driver_before),
             device=device_after.since(device_before) if device_after and device_before else None,
-            busy_ns=int(jobs.jobs["busy_ns"].sum()) if options.poll and not device.options.crowded else None,
+            busy_ns=busy if options.poll and not device.options.crowded and not waits else None,
             kicks=int(submitters["kicks"].sum()) - kicks,
             interrupts=int(queue[0]["interrupts"]) - interrupts,
-            ring_full_waits=int(submitters["ring_full_waits"].sum()) - waits,
+            ring_full_waits=waits,
             steal_s=steal_seconds() - steal,
             notes=self._notes(),
         )
 
     # One pass of job threads.
 
-    def _prepare(self, op: int, *, random: bool, limit: int, only_first: bool) -> None:
+    def _prepare(self, op: int, *, random: bool, limit: int, only_first: bool, ramped: bool = False) -> None:
+        """Set all jobs up. `ramped`: go on where the ramp ended, not over blocks that it brought into a cache."""
         options, jobs = self._options, self._jobs
         if op == REQ_OP_WRITE:
             self._generation += 1
         count = 1 if only_first else options.numjobs
         records = jobs.jobs
+        self._starts = [int(start) for start in records["next"]]
         records[:] = 0
         jobs.histogram[:] = 0
         for index in range(options.numjobs):
@@ -174,9 +182,10 @@ class Runner:
             job["op"], job["random"], job["bs"] = op, random, options.bs
             job["depth"], job["batch"] = options.iodepth, options.batch_submit
             job["blocks"] = self._blocks
-            job["next"], job["step"] = self._blocks * index // count % self._blocks, 1
+            start = self._blocks * index // count % self._blocks
+            job["next"], job["step"] = self._starts[index] if ramped else start, 1
             job["limit"] = limit
-            job["seed"] = mix64(options.randseed ^ mix64(index)) >> 1
+            job["seed"] = mix64(options.randseed ^ mix64(index) ^ mix64(ramped)) >> 1
             job["contents"] = options.randseed
             job["verify"] = options.verify != "none"
             job["generation"] = self._generation
@@ -224,25 +233,37 @@ class Runner:
         barrier.wait()
         limit = int(jobs.jobs["limit"][:count].sum())
         deadline = time.monotonic() + seconds
-        while not self._finished.is_set() and not self.interrupted:
-            now = time.monotonic()
-            if seconds and now >= deadline:
-                break
-            self._finished.wait(min(TICK, deadline - now) if seconds else TICK)
-            passed = time.monotonic() - (deadline - seconds)
-            self._on_progress(label, passed, seconds, int(jobs.jobs["ios"].sum()), limit)
-        store_release_i64(self._stop, 1)
-        while left[0]:  # bounded: a job waits for its last I/O no longer than the device's time-out
-            self._finished.wait(TICK)
-            if left[0]:
-                time.sleep(0.001)
-        for thread in threads:
-            thread.join()
+        try:
+            while not self._finished.is_set() and not self.interrupted:
+                now = time.monotonic()
+                if seconds and now >= deadline:
+                    break
+                self._finished.wait(min(TICK, deadline - now) if seconds else TICK)
+                self._look_for_lost()
+                passed = time.monotonic() - (deadline - seconds)
+                self._on_progress(label, passed, seconds, int(jobs.jobs["ios"].sum()), limit)
+        finally:  # whatever happened here, nobody unmaps memory under a job
+            store_release_i64(self._stop, 1)
+            while left[0]:  # bounded: a job waits for its last I/O no longer than the device's time-out
+                self._finished.wait(TICK)
+                if left[0]:
+                    time.sleep(0.001)
+            for thread in threads:
+                thread.join()
         if failures:
             raise failures[0]
         if jobs.jobs["result"].any():
             raise self._lost()
         return began
+
+    def _look_for_lost(self) -> None:
+        """End the session when one I/O is out for longer than the time-out, even while others come back."""
+        bios = self._device.view.bios
+        out = bios["remaining"] > 0
+        if out.any():
+            oldest = int(bios["submitted_ns"][out].min())
+            if time.monotonic_ns() - oldest > self._options.timeout * 1e9:
+                self._device.break_queue(errno.ETIMEDOUT)
 
     def _lost(self) -> DeviceError:
         return self._device.broken_error()

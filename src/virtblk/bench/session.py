@@ -6,6 +6,10 @@ Control context. A `Session` holds everything that has to go again when a bench 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -47,6 +51,22 @@ def example_jobs() -> Jobs:
     return Jobs(Table(1, JOB_DTYPE), Table(1), Table(1), Table(1))
 
 
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C takes effect after the body: a process that is only half known could not be ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda signo, frame: pending.append(signo))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pending:
+        signal.raise_signal(signal.SIGINT)
+
+
 class Session:
     """An open disk for a bench run. Raises UsageError and OpenError; leaves nothing behind."""
 
@@ -76,7 +96,8 @@ class Session:
         options = self.options
         target = self.name
         if not foreign:
-            self.child = ChildDevice(self.name, cpus=_list(self.device_cpus) if self.device_cpus else "")
+            with _interrupts_later():
+                self.child = ChildDevice(self.name, cpus=_list(self.device_cpus) if self.device_cpus else "")
             with progress():  # while the child compiles its half
                 compile_driver()
                 ensure(job_loop, example_queue(), example_jobs(), 0)
@@ -128,6 +149,8 @@ class Session:
 
     def close(self) -> None:
         """End the session and the child, give the CPUs back. Repeatable."""
+        if self.child is not None and self.device is None:
+            self.child.process.kill()  # it has nothing to lose, and may be compiling for a while yet
         if self.device is not None:
             self.device.close()
             self.device = None

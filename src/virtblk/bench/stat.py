@@ -69,7 +69,9 @@ class RunResult:
     clat: Clat
     driver: Usage
     device: Usage | None
-    busy_ns: int | None  # polling only, and not with more jobs than cores: a round then lasts while others run
+    #: Polling only; not with more jobs than cores, where a round lasts while others run, nor with a ring that was full,
+    #: where reaping happens inside the wait.
+    busy_ns: int | None
     kicks: int
     interrupts: int
     ring_full_waits: int

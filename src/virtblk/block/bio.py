@@ -37,7 +37,7 @@ BIO_DTYPE = np.dtype(
         ("owner", "i8"),  # index of the submitter
         ("submitted_ns", "i8"),  # CLOCK_MONOTONIC at submission
         ("length", "i8"),  # bytes
-        ("cookie", "i8"),  # the submitter's own
+        ("waited", "i8"),  # 1 once it found the ring full
     ]
 )
 
@@ -54,6 +54,7 @@ def bio_init(bios, bio, op, flags, sector, vec, vcnt, length, owner):
     bios[bio]["owner"] = owner
     bios[bio]["error"] = 0
     bios[bio]["remaining"] = 0
+    bios[bio]["waited"] = 0
     bios[bio]["step"] = STEP_DONE
 
 

@@ -21,7 +21,7 @@ CURSOR_DTYPE = np.dtype([("vec", "i8"), ("offset", "i8")])
 def blk_map_sg(vec_addr, vec_len, end, cursor, c, sg_addr, sg_len, first, max_segs, max_seg_len, max_bytes):
     """Map segments from cursor `c` up to segment `end` into the scatter list at `first`: (entries, bytes).
 
-    Entries are at most `max_segs` of `max_seg_len` bytes (a multiple of 512), bytes at most `max_bytes` (the same); the
+    Entries are at most `max_segs` of `max_seg_len` bytes, bytes at most `max_bytes` (a multiple of 512); the
     cursor moves behind what was mapped. Bytes come in sectors: a list that is full in mid-sector gives the rest back.
     """
     count = 0

@@ -10,8 +10,12 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Final, NoReturn
 
 from virtblk import __version__
@@ -60,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="virtblk: %(message)s", level=logging.WARNING)
+    with _careful_interrupts():
+        return _main(words)
+
+
+def _main(words: list[str]) -> int:
     try:
         command = next((word for word in words if word in COMMANDS), None)
         parser = build_parser(command)
@@ -85,6 +94,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (OSError, MemoryError) as error:
         return _complain(error, 1)
+
+
+@contextmanager
+def _careful_interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt as ever, but never where it would be swallowed, with a traceback: in a finalizer
+    or in LLVM's callbacks. There it comes a little later."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def interrupt(signo: int, frame: FrameType | None) -> None:
+        inner = frame
+        while inner is not None:
+            if inner.f_code.co_name == "__del__" or "llvmlite" in inner.f_code.co_filename:
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
+                return
+            inner = inner.f_back
+        raise KeyboardInterrupt
+
+    alarm = signal.signal(signal.SIGALRM, lambda signo, frame: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
 
 
 def _complain(error: BaseException, status: int) -> int:

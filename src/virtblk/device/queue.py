@@ -5,16 +5,15 @@ Started and stopped by the session's control thread (`device.virtio_blk`); the l
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import threading
 
 from virtblk.device.request import DiskView
-from virtblk.device.worker import PIECES, WORD_CALL, WORD_DONE, WORD_STOP, WORDS, WORKER_DTYPE, worker_loop
-from virtblk.jit.atomics import load_acquire_i64, store_release_i64
+from virtblk.device.worker import PIECES, WORD_DONE, WORD_STOP, WORDS, WORKER_DTYPE, worker_loop
+from virtblk.jit.atomics import store_release_i64
 from virtblk.jit.libc import eventfd_signal, poll_out
 from virtblk.jit.table import Table
+from virtblk.jit.threads import end_thread, start_thread
 from virtblk.jit.warmup import ensure
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.mem.shm import Words
@@ -35,14 +34,6 @@ log = logging.getLogger("virtblk.device")
 _POLL_FOREVER = 1 << 62
 #: A worker looks at its stop word between batches; memory copies of one batch are what it may still have to finish.
 STOP_TIMEOUT = 30.0
-
-
-def _call_word(fd: int) -> int:
-    """What the worker reads as WORD_CALL: a blocking fd has to be asked before each write."""
-    if fd < 0:
-        return -1
-    blocking = not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK
-    return 2 * fd + blocking
 
 
 def compile_worker(memory: GuestMemory, disk: DiskView) -> None:
@@ -82,19 +73,19 @@ class DeviceQueue:
         self.worker = Table(1, WORKER_DTYPE)
         worker = self.worker[0]
         worker["stop"], worker["done"] = self._words.address(WORD_STOP), self._words.address(WORD_DONE)
-        worker["call"] = self._words.address(WORD_CALL)
+        worker["call_fd"] = vring.call_fd
         worker["scratch"] = self._scratch.address
         worker["kick_fd"] = vring.kick_fd
         worker["poll_ns"] = poll_ns if vring.kick_fd >= 0 else _POLL_FOREVER
-        if vring.kick_fd >= 0:  # we drain it after poll(): never block there, even if somebody else was faster
-            fcntl.fcntl(vring.kick_fd, fcntl.F_SETFL, fcntl.fcntl(vring.kick_fd, fcntl.F_GETFL) | os.O_NONBLOCK)
-        store_release_i64(self._words.address(WORD_CALL), _call_word(vring.call_fd))
         self._arguments = (self._vring, memory.table, disk, self._requests, self.worker)
         ensure(worker_loop, *self._arguments)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         worker["stop_fd"] = self._stop_fd
-        self._thread = threading.Thread(target=self._run, name=f"virtblk-vq{self.index}", daemon=True)
-        self._thread.start()
+        try:
+            self._thread = start_thread(self._run, name=f"virtblk-vq{self.index}")
+        except OSError:
+            os.close(self._stop_fd)
+            raise
 
     def _run(self) -> None:
         worker_loop(*self._arguments)
@@ -114,8 +105,7 @@ class DeviceQueue:
         store_release_i64(self._words.address(WORD_STOP), 1)
         if self._stop_fd >= 0:
             os.eventfd_write(self._stop_fd, 1)
-            self._thread.join(STOP_TIMEOUT)
-            if not load_acquire_i64(self._words.address(WORD_DONE)):
+            if not end_thread(self._thread, self._words.address(WORD_DONE), STOP_TIMEOUT):
                 # Its memory is about to be unmapped under it; there is no way on from here.
                 log.critical("queue %d: the worker did not stop within %g s", self.index, STOP_TIMEOUT)
                 os.abort()

@@ -122,7 +122,8 @@ class VirtioBlkDevice:
 
     def stop_queue(self, index: int) -> int:
         """Drain and stop ring `index`; returns the next available index."""
-        return self._queues.pop(index).stop()
+        queue = self._queues.pop(index, None)
+        return queue.stop() if queue is not None else self._vrings[index].base
 
     def set_call(self, index: int, fd: int) -> None:
         """The ring's call fd changed. Its worker pauses: it might be about to write to the number that gets closed."""

@@ -29,8 +29,13 @@ from virtblk.virtio.vringh_split import (
     vringh_publish_used,
 )
 
+EINTR = 4
+EAGAIN = 11
+
 #: Pieces of a whole batch; a batch ends early where one more chain might not fit.
 PIECES = 4096
+#: A batch is over once it has this much to copy: the stop word is looked at between batches.
+BATCH_BYTES = 8 << 20
 #: Blocking waits look at the stop word this often even if nobody signals.
 WAIT_MS = 1000
 SPINS_PER_CLOCK = 16
@@ -38,20 +43,18 @@ SPINS_PER_CLOCK = 16
 #: Words of a worker, by index in its `mem.shm.Words`.
 WORD_STOP = 0
 WORD_DONE = 1
-WORD_CALL = 2  # twice the call fd, plus 1 where a write to it might block; -1 for none
-WORDS = 3
+WORDS = 2
 
 WORKER_DTYPE = np.dtype(
     [
         ("stop", "i8"),  # addresses of the words above
         ("done", "i8"),
-        ("call", "i8"),
+        ("call_fd", "i8"),
         ("kick_fd", "i8"),
         ("stop_fd", "i8"),
         ("poll_ns", "i8"),
         ("scratch", "i8"),  # address of 16 bytes for headers in pieces
         ("requests", "i8"),  # counters
-        ("batches", "i8"),
         ("kicks", "i8"),
         ("calls", "i8"),
     ]
@@ -64,7 +67,8 @@ def process_batch(vr, mem, disk, requests, worker):
     count = 0
     first = 0
     failed = 0
-    while count < BATCH and first + MAX_PIECES + MAX_REGIONS <= PIECES:
+    size = 0
+    while count < BATCH and size < BATCH_BYTES and first + MAX_PIECES + MAX_REGIONS <= PIECES:
         head = vringh_getdesc(vr, mem, first)
         if head < 0:
             failed = head
@@ -76,6 +80,7 @@ def process_batch(vr, mem, disk, requests, worker):
         )
         validate(disk, mem, requests, count, kind, sector, vr.piece_addr, vr.piece_len)
         first += pieces
+        size += requests[count]["length"]
         count += 1
     if count:
         if disk.state[0]["kind"] == KIND_MEMORY:
@@ -88,7 +93,6 @@ def process_batch(vr, mem, disk, requests, worker):
             vringh_add_used(vr, requests[i]["head"], complete(mem, requests, i))
         vringh_publish_used(vr)
         worker[0]["requests"] += count
-        worker[0]["batches"] += 1
     elif failed < -1:
         return failed
     return count
@@ -96,12 +100,15 @@ def process_batch(vr, mem, disk, requests, worker):
 
 @kernel
 def signal_driver(vr, worker):
-    """Interrupt the driver if it asked for it. Its fd may be a pipe or a blocking eventfd: never block on it."""
+    """Interrupt the driver if it asked for it.
+
+    Its fd may be a pipe or an eventfd that blocks when full: ask first. Full means that a signal is pending.
+    """
     if not vringh_need_notify(vr):
         return
-    call = load_acquire_i64(worker[0]["call"])
-    if call >= 0 and (call & 1 == 0 or poll_out(call >> 1) == 1):
-        eventfd_signal(call >> 1)
+    call_fd = worker[0]["call_fd"]
+    if call_fd >= 0 and poll_out(call_fd) == 1:
+        eventfd_signal(call_fd)
         worker[0]["calls"] += 1
 
 
@@ -110,7 +117,8 @@ def wait_for_kick(worker):
     """Block until the driver kicks, control stops us, or WAIT_MS pass."""
     fired = poll_in2(worker[0]["kick_fd"], worker[0]["stop_fd"], WAIT_MS)
     if fired > 0 and fired & 1:
-        if eventfd_drain(worker[0]["kick_fd"]) == 0:
+        drained = eventfd_drain(worker[0]["kick_fd"])
+        if drained <= 0 and drained != -EAGAIN and drained != -EINTR:
             # A pipe whose writer is gone stays readable for ever: wait on the stop fd alone from now on.
             worker[0]["kick_fd"] = -1
         worker[0]["kicks"] += 1

@@ -80,7 +80,9 @@ def virtblk_wait_for_room(d, sub, req, bio, hold):
 
     Reapers wake one waiter; it wakes the next if it leaves room.
     """
-    d.submitters[sub]["ring_full_waits"] += 1
+    if d.bios[bio]["waited"] == 0:
+        d.bios[bio]["waited"] = 1
+        d.submitters[sub]["ring_full_waits"] += 1
     began = clock_ns()
     room = 1 if d.vq.state[0]["indirect"] else d.requests[req]["readable"] + d.requests[req]["writable"]
     while True:

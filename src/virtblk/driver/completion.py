@@ -138,6 +138,9 @@ def virtblk_done(d, reaper, patient):
         mutex_lock(d.queue[0]["lock"])
     elif not mutex_trylock(d.queue[0]["lock"]):
         return 0
+    if d.queue[0]["error"]:
+        mutex_unlock(d.queue[0]["lock"])
+        return -d.queue[0]["error"]
     d.queue[0]["reaps"] += 1
     count, noted = virtblk_reap_locked(d, reaper, 0)
     error = d.queue[0]["error"]
@@ -153,6 +156,9 @@ def virtblk_done(d, reaper, patient):
 def virtblk_interrupt(d, reaper):
     """The call fd fired: reap, and ask for the next interrupt if somebody blocks. 0 or -errno."""
     mutex_lock(d.queue[0]["lock"])
+    if d.queue[0]["error"]:
+        mutex_unlock(d.queue[0]["lock"])
+        return -d.queue[0]["error"]
     virtqueue_disable_cb(d.vq)
     d.queue[0]["reaps"] += 1
     d.queue[0]["interrupts"] += 1
@@ -249,7 +255,8 @@ def virtblk_wait_in_turn(d, sub, room):
         if since == 0 or (room and used != d.vq.state[0]["last_used"]):
             since = now
             used = d.vq.state[0]["last_used"]
-        if now - since > d.queue[0]["timeout_ns"]:
+        late = now - since > d.queue[0]["timeout_ns"]
+        if late and not virtblk_ready(d, sub, room) and not virtqueue_more_used(d.vq):
             virtblk_break(d, ETIMEDOUT)
             break
     return -d.queue[0]["error"]

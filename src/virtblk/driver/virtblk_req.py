@@ -71,7 +71,7 @@ SUBMITTER_DTYPE = np.dtype(
         ("spare", "i8"),  # a request of the pool that the submitter holds ready, or -1
         ("mark", "i8"),  # the reap that last noted it
         ("kicks", "i8"),
-        ("ring_full_waits", "i8"),
+        ("ring_full_waits", "i8"),  # bios that found no room at first try
         ("waited_ns", "i8"),  # in those waits, reaping for others included
     ]
 )

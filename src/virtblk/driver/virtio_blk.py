@@ -10,8 +10,7 @@ import errno
 import logging
 import select
 import threading
-import time
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from os import close as close_fd
 from os import eventfd, eventfd_write
@@ -25,7 +24,8 @@ from virtblk.driver.handle import do_bio
 from virtblk.driver.naming import IndexAllocator, virtblk_name_format
 from virtblk.driver.queue import QueueLimits, QueueSetup, example_queue
 from virtblk.errors import DeviceError, OpenError, UsageError
-from virtblk.jit.atomics import load_acquire_i64, store_release_i64
+from virtblk.jit.atomics import store_release_i64
+from virtblk.jit.threads import end_thread, start_thread
 from virtblk.jit.warmup import ensure
 from virtblk.mem.shm import Arena
 from virtblk.status import BROKEN_TEXT
@@ -35,6 +35,7 @@ from virtblk.uapi.virtio_config import VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_I
 from virtblk.vhost_user.connection import Connection, ConnectionClosed
 from virtblk.vhost_user.frontend import Frontend, Region, RequestRefused
 from virtblk.vhost_user.message import ProtocolError
+from virtblk.virtio.virtio_ring_split import virtqueue_notify
 
 log = logging.getLogger("virtblk.driver")
 
@@ -47,6 +48,8 @@ MAX_REQUEST_BYTES: Final = 1 << 20
 PART_BITS: Final = 4
 #: Seconds that a polite end of the session may take before the socket is simply closed.
 CLOSE_TIMEOUT: Final = 2.0
+#: Seconds for a thread of ours to see its stop word.
+THREAD_TIMEOUT: Final = 10.0
 
 DRIVER_FEATURES: Final = frozenset(
     {
@@ -72,6 +75,7 @@ DRIVER_PROTOCOL_FEATURES: Final = (
 )
 
 _indices = IndexAllocator()
+_abandoned: list[VirtioBlk] = []
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def compile_driver() -> None:
     ensure(do_bio, *[0] * 7)
     ensure(virtblk_break, queue, 0)
     ensure(completion_loop, queue, 0)
+    ensure(virtqueue_notify, queue.vq)
 
 
 class VirtioBlk:
@@ -126,7 +131,7 @@ class VirtioBlk:
         self._monitor_fd = -1
         self._closed = False
         self._started = False
-        self.on_broken: Callable[[], None] | None = None
+        self.abandoned = False  # a thread did not come back: memory and descriptors stay
         self.index = _indices.get()
         self.name = virtblk_name_format("vd", self.index)
         self.first_minor = self.index << PART_BITS
@@ -272,18 +277,15 @@ class VirtioBlk:
         else:
             front.set_mem_table([region])
         self._monitor_fd = eventfd(0)
-        self._monitor = threading.Thread(target=self._watch, name=f"{self.name}-monitor", daemon=True)
-        self._monitor.start()
+        self._monitor = start_thread(self._watch, name=f"{self.name}-monitor")
         if options.poll_us is not None:
-            arguments = (d, queue.completion_reaper)
             name = f"{self.name}-completion"
-            self._completion = threading.Thread(target=completion_loop, args=arguments, name=name, daemon=True)
-            self._completion.start()
+            self._completion = start_thread(completion_loop, d, queue.completion_reaper, name=name)
         ring = queue.ring
         call_fd = queue.call_fd  # also when polling: SPDK and others insist on one
         front.start_vring(0, ring.num, 0, ring.desc, ring.avail, ring.used, queue.kick_fd, call_fd)
         # Older text of the specification: a ring starts with its first kick. An empty kick does no harm.
-        eventfd_write(queue.kick_fd, 1)
+        virtqueue_notify(ring.vring)
         self._started = True
 
     def _get_id(self) -> str:
@@ -355,8 +357,6 @@ class VirtioBlk:
         for fd, _ in poller.poll():
             if fd != self._monitor_fd:
                 self.break_queue(errno.ENODEV)
-                if self.on_broken is not None:
-                    self.on_broken()
 
     # The end.
 
@@ -367,10 +367,8 @@ class VirtioBlk:
         d = self.queue.kernel_view
         store_release_i64(int(d.queue[0]["stop"]), 1)
         eventfd_write(self.queue.stop_fd, 1)
-        deadline = time.monotonic() + 10
-        self._completion.join(10)
-        while not load_acquire_i64(int(d.queue[0]["done"])) and time.monotonic() < deadline:
-            time.sleep(0.001)
+        if not end_thread(self._completion, int(d.queue[0]["done"]), THREAD_TIMEOUT):
+            self.abandoned = True
         self._completion = None
 
     def close(self) -> None:
@@ -383,6 +381,7 @@ class VirtioBlk:
             if self._monitor is not None:
                 eventfd_write(self._monitor_fd, 1)
                 self._monitor.join()
+            if self._monitor_fd >= 0:
                 close_fd(self._monitor_fd)
             if self._arena is not None:
                 self.break_queue(errno.ESHUTDOWN)
@@ -390,11 +389,15 @@ class VirtioBlk:
             if self._started and not gone:
                 self._stop_vring()
         self._conn.close()
+        _indices.put(self.index)
+        if self.abandoned:  # a thread still runs on this memory: better a leak than a use after free
+            log.error("%s: a thread is stuck in a call to the device; its memory is not freed", self.title)
+            _abandoned.append(self)
+            return
         if self.queue is not None:
             self.queue.close()
         if self._arena is not None:
             self._arena.close()
-        _indices.put(self.index)
 
     def _stop_vring(self) -> None:
         """GET_VRING_BASE drains the ring; a device that will not answer loses the connection instead."""

@@ -1,7 +1,7 @@
 """The one decorator of compiled code, and the cache that knows when a callee changed.
 
-Every compiled function of virtblk is `@kernel`; nothing else calls numba. Kernels take arrays of records, NamedTuples
-of arrays and integers; **every integer inside a kernel is int64** (loads return int64, state fields are int64), so that
+Every compiled function of virtblk is `@kernel`; nothing else calls numba. Kernels take tables of records, NamedTuples
+of tables and integers; **every integer inside a kernel is int64** (loads return int64, state fields are int64), so that
 none of Numba's mixed-width promotions can happen; index wrap-around is spelled out through `jit.arith`. They release
 the GIL, allocate nothing, raise nothing: a failure is a negative errno, which the Python caller turns into an
 exception.

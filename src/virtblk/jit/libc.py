@@ -25,6 +25,7 @@ _FUTEX_WAKE_PRIVATE: Final = 129
 _CLOCK_MONOTONIC: Final = 1
 _POLLIN: Final = 1
 _POLLOUT: Final = 4
+_RWF_NOWAIT: Final = 8
 _NS: Final = 1_000_000_000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -134,16 +135,22 @@ def eventfd_signal(fd: int) -> int:
 @native(i64, i64)
 def _eventfd_drain(context: Any, builder: Any, args: Any) -> Any:
     buffer = cgutils.alloca_once(builder, ir.ArrayType(LLVM_I64, 64))
-    read = external(builder, "read", LLVM_I64, LLVM_I32, _VOIDP, LLVM_I64)
-    fd = builder.trunc(args[0], LLVM_I32)
-    return _result(builder, builder.call(read, [fd, builder.bitcast(buffer, _VOIDP), _const(512)]))
+    iovec = cgutils.alloca_once(builder, ir.ArrayType(LLVM_I64, 2))
+    builder.store(builder.ptrtoint(buffer, LLVM_I64), builder.gep(iovec, [_const(0), _const(0)], inbounds=True))
+    builder.store(_const(512), builder.gep(iovec, [_const(0), _const(1)], inbounds=True))
+    preadv2 = external(builder, "preadv2", LLVM_I64, LLVM_I32, _VOIDP, LLVM_I32, LLVM_I64, LLVM_I32)
+    fd, one, nowait = builder.trunc(args[0], LLVM_I32), _const(1, LLVM_I32), _const(_RWF_NOWAIT, LLVM_I32)
+    return _result(builder, builder.call(preadv2, [fd, builder.bitcast(iovec, _VOIDP), one, _const(-1), nowait]))
 
 
 @_eventfd_drain
 def eventfd_drain(fd: int) -> int:
-    """Take what is pending on a non-blocking eventfd or pipe: bytes read, 0 at the end of a pipe, or -errno."""
+    """Take what is pending on an eventfd or pipe: bytes read, 0 at the end of a pipe, or -errno. Never blocks.
+
+    Not even when the peer, who shares the file description, took O_NONBLOCK off it: the call itself says RWF_NOWAIT.
+    """
     try:
-        return len(os.read(int(fd), 512))
+        return os.preadv(int(fd), [bytearray(512)], -1, _RWF_NOWAIT)
     except OSError as error:
         return -(error.errno or errno.EIO)
 
@@ -205,24 +212,12 @@ def poll_out(fd: int) -> int:
     return len(poller.poll(0))
 
 
-@native(i64)
-def _gettid(context: Any, builder: Any, args: Any) -> Any:
-    return _result(builder, builder.call(external(builder, "gettid", LLVM_I32), []))
-
-
-@_gettid
-def gettid() -> int:
-    """The calling thread's kernel id."""
-    return int(_libc.gettid())
-
-
 __all__ = [
     "clock_ns",
     "eventfd_drain",
     "eventfd_signal",
     "futex_wait",
     "futex_wake",
-    "gettid",
     "poll_in2",
     "poll_out",
     "sched_yield",

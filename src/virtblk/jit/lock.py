@@ -73,7 +73,11 @@ def waiters(queue):
 
 @kernel
 def wake_up(queue, count):
-    """Wake at most `count` sleepers (they are exclusive: one at a time). Partner: wait_prepare, by its full fence."""
+    """Wake at most `count` sleepers (they are exclusive: one at a time).
+
+    The caller made its condition true and then executed a locked instruction (mutex_unlock, an exchange): that fence is
+    the partner of the one in wait_prepare.
+    """
     if waiters(queue) > 0:
         fetch_add_u32(queue + WAIT_SEQUENCE, 1)
         futex_wake(queue + WAIT_SEQUENCE, count)

@@ -34,7 +34,7 @@ _SA_SIGINFO: Final = 4
 _SA_ONSTACK: Final = 0x08000000
 
 
-class _SigAction(ctypes.Structure):
+class SigAction(ctypes.Structure):
     """glibc's struct sigaction on 64-bit Linux."""
 
     _fields_ = (
@@ -45,7 +45,7 @@ class _SigAction(ctypes.Structure):
     )
 
 
-_previous = _SigAction()
+_previous = SigAction()
 #: Never freed: the handler may run at any time. The last word is the address of the previous handler's sigaction.
 _table: Final = np.zeros(_SLOTS * 3 + 1, np.int64)
 _table[-1] = ctypes.addressof(_previous)
@@ -120,8 +120,9 @@ def _handle(signo, info, context):
     if slot >= 0:
         entry = table + slot * _SLOT_BYTES
         start = load_i64(entry + _START)
+        # Marked first: who reads the zeroes must find the mark. Partner: the acquire in mem.regions.memory_truncated.
+        store_release_i64(entry + _HIT, 1)
         if map_zero(start, load_i64(entry + _END) - start) == start:
-            store_i64(entry + _HIT, 1)
             return
     restore(load_i64(table + _SLOTS * _SLOT_BYTES))
 
@@ -140,7 +141,7 @@ def install() -> None:
             handler = numba.cfunc(types.void(types.int64, types.int64, types.int64), cache=cached)(_handle)
         finally:
             config.CACHE_DIR = previous_dir
-        action = _SigAction(handler.address, flags=_SA_SIGINFO | _SA_ONSTACK)
+        action = SigAction(handler.address, flags=_SA_SIGINFO | _SA_ONSTACK)
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.sigaction(int(signal.SIGBUS), ctypes.byref(action), ctypes.byref(_previous)):
             raise OSError(ctypes.get_errno(), "sigaction(SIGBUS)")

@@ -1,7 +1,7 @@
 """Guest memory as the device sees it: the region table, translation, and the only way to touch a guest's bytes.
 
 vhost-user: "Memory region description". `GuestMemory` is changed by the session's control thread while no worker runs;
-`translate` and the accessors below it run on the workers.
+`mem.regions` is what the workers run.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class GuestMemory:
                 f"memory region ends at offset {mmap_offset + size:#x} of a file of {info.st_size:#x} bytes"
             )
         # Files on hugetlbfs say their page size here, and want offset and address aligned to it.
-        granule = max(PAGE, info.st_blksize if info.st_blksize >= 1 << 20 else PAGE)
+        huge = info.st_blksize >= 1 << 20 and info.st_blksize & (info.st_blksize - 1) == 0
+        granule = info.st_blksize if huge else PAGE
         inner = mmap_offset % granule
         mapping = Mapping(size + inner, fd, mmap_offset - inner, alignment=granule)
         try:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from virtblk.jit.atomics import load_i64, store_u8
+from virtblk.jit.atomics import load_acquire_i64, store_u8
 from virtblk.jit.kernel import CHECKING, kernel
 from virtblk.jit.memory import copy, fill
 from virtblk.jit.table import Table
@@ -55,7 +55,7 @@ def translate(mem, address, length):
 def memory_truncated(mem):
     """True when a page of a region was found missing: what was copied from there were zeroes."""
     for index in range(mem.head[0]["count"]):
-        if load_i64(mem.regions[index]["hit"]):
+        if load_acquire_i64(mem.regions[index]["hit"]):
             return True
     return False
 

@@ -127,7 +127,7 @@ class Rings:
         ring.kick_fd = -1
 
     def set_call(self, ring: Vring, fd: int) -> None:
-        """Replace the call descriptor, without a pause; the ring owns `fd` from now on."""
+        """Replace the call descriptor; the device may pause the ring for it. The ring owns `fd` from now on."""
         old, ring.call_fd = ring.call_fd, fd
         try:
             if ring.running:

@@ -25,7 +25,7 @@ from virtblk.jit.atomics import (
     store_u32,
 )
 from virtblk.jit.kernel import kernel
-from virtblk.jit.libc import eventfd_signal
+from virtblk.jit.libc import eventfd_signal, poll_out
 from virtblk.jit.table import Table
 from virtblk.uapi.virtio_ring import (
     AVAIL_FLAGS,
@@ -218,8 +218,12 @@ def virtqueue_kick_prepare(vq):
 
 @kernel
 def virtqueue_notify(vq):
-    """Signal the device. An eventfd that is full already says what we want to say, so its -EAGAIN is success."""
-    return eventfd_signal(vq.state[0]["kick_fd"])
+    """Signal the device. An eventfd that is full already says what we want to say.
+
+    Asked first, since the device shares the file description and can make it block.
+    """
+    if poll_out(vq.state[0]["kick_fd"]) == 1:
+        eventfd_signal(vq.state[0]["kick_fd"])
 
 
 @kernel
