@@ -221,6 +221,18 @@ def test_ramp_time_is_not_counted() -> None:
         assert len(run.device.io) > BLOCKS
 
 
+def test_a_run_goes_on_where_its_ramp_ended() -> None:
+    """Not over the blocks that the ramp brought into some cache."""
+    with bench(disk(), ramp_time=0.01, iodepth=1) as run:
+        run.run()
+        seen = blocks_of(run.device, IN)
+    assert seen == [i % BLOCKS for i in range(len(seen))]
+    with bench(disk(), ramp_time=0.01, iodepth=1, workloads=("randread",)) as run:
+        run.run()
+        seen = blocks_of(run.device, IN)
+    assert seen[-BLOCKS:] != seen[:BLOCKS]
+
+
 def test_a_run_by_the_clock_goes_round_and_round() -> None:
     with bench(disk(blocks=8), runtime=0.2) as run:
         result = run.run_one()

@@ -14,7 +14,7 @@ import pytest
 from conftest import INTERPRETED
 from device.guest import GUEST, RING_NAMES, RINGS, USER, Guest, Queue, header
 from naive.ring import Buffer
-from naive.virtio_blk import IN
+from naive.virtio_blk import IN, OK
 from virtblk.vhost_user.frontend import Region
 from waiting import PATIENCE, wait_until
 
@@ -267,3 +267,17 @@ def test_a_kick_fd_that_is_a_pipe_whose_writer_goes() -> None:
         after = os.times()
         assert after.user + after.system - before.user - before.system < 0.2, "it spins on the closed pipe"
         assert queue.stop() == 1
+
+
+def test_regression_a_call_fd_that_the_peer_filled_and_made_blocking_holds_no_worker() -> None:
+    """The peer shares the file description: what fcntl said when the ring started says nothing later."""
+    with Guest() as guest:
+        queue = guest.queue
+        queue.read(0, 512)
+        with suppress(BlockingIOError):
+            os.eventfd_read(queue.call_fd)
+        os.set_blocking(queue.call_fd, True)
+        os.eventfd_write(queue.call_fd, 2**64 - 2)
+        assert queue.write(0, bytes(512)) == OK
+        queue.stop()
+        os.set_blocking(queue.call_fd, False)
