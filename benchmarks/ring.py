@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from virtblk.bench.job import JobOptions, parse_workloads
+from virtblk.bench.job import JobOptions, parse_cpus, parse_workloads
 from virtblk.bench.job_loop import job_loop
 from virtblk.bench.runner import Runner
 from virtblk.bench.session import Session
@@ -173,7 +173,9 @@ def main() -> int:
     add("--pairs", default="25", metavar="N", help="pairs of slices, 3 or more (default 25)")
     add("--slice", type=float, default=0.2, metavar="S", help="seconds per slice (default 0.2)")
     add("--timeout", type=float, default=30.0, metavar="S", help="give up on a silent device after this (default 30)")
+    add("--device-cpus", metavar="LIST", help="move the device to these CPUs; two sides on one CPU time the scheduler")
     options = parser.parse_args()
+    device_cpus = parse_cpus("--device-cpus", options.device_cpus) if options.device_cpus else None
     pair_count = parse_size(options.pairs, "--pairs")
     if not 3 <= pair_count <= 10_000:
         raise UsageError(f"--pairs {options.pairs}: give 3 to 10000")
@@ -187,6 +189,7 @@ def main() -> int:
             queue_size=parse_size(options.queue_size, "--queue-size"),
             workloads=(workload,),
             timeout=options.timeout,
+            device_cpus=device_cpus,
         )
         for workload in parse_workloads(options.rw)
         for depth in options.iodepth.split(",")
