@@ -16,7 +16,7 @@ from virtblk.jit.kernel import cold_kernel, kernel
 from virtblk.jit.memory import copy
 from virtblk.jit.table import Table
 from virtblk.mem.regions import guest_store_u8, guest_write
-from virtblk.storage.request import OP_FLUSH, OP_NONE, OP_READ, OP_WRITE
+from virtblk.storage.request import OP_FLUSH, OP_IDENTIFY, OP_NONE, OP_READ, OP_WRITE
 from virtblk.uapi.virtio_blk import (
     OUTHDR_SECTOR,
     OUTHDR_SIZE,
@@ -122,7 +122,7 @@ def parse(requests, i, head, piece_addr, piece_len, first, pieces, readable, scr
 
 
 @kernel
-def validate(disk, mem, requests, i, kind, sector, piece_addr, piece_len):
+def validate(disk, requests, i, kind, sector):
     """Decide what record `i` asks for: an operation for the storage, or OP_NONE with the status to give."""
     length = requests[i]["length"]
     if kind == VIRTIO_BLK_T_IN or kind == VIRTIO_BLK_T_OUT:
@@ -144,14 +144,20 @@ def validate(disk, mem, requests, i, kind, sector, piece_addr, piece_len):
         else:
             requests[i]["status"] = VIRTIO_BLK_S_UNSUPP
     elif kind == VIRTIO_BLK_T_GET_ID:
-        left = VIRTIO_BLK_ID_BYTES
-        for p in range(requests[i]["first"], requests[i]["first"] + requests[i]["count"]):
-            take = min(left, piece_len[p])
-            guest_write(mem, piece_addr[p], disk.state[0]["serial"] + VIRTIO_BLK_ID_BYTES - left, take)
-            left -= take
-        requests[i]["used_len"] = VIRTIO_BLK_ID_BYTES - left
+        requests[i]["op"] = OP_IDENTIFY
     elif kind >= 0:
         requests[i]["status"] = VIRTIO_BLK_S_UNSUPP
+
+
+@cold_kernel
+def identify(disk, mem, requests, i, piece_addr, piece_len):
+    """GET_ID: the serial, NUL-padded to 20 bytes, or as much of it as there is room for."""
+    left = VIRTIO_BLK_ID_BYTES
+    for p in range(requests[i]["first"], requests[i]["first"] + requests[i]["count"]):
+        take = min(left, piece_len[p])
+        guest_write(mem, piece_addr[p], disk.state[0]["serial"] + VIRTIO_BLK_ID_BYTES - left, take)
+        left -= take
+    requests[i]["used_len"] = VIRTIO_BLK_ID_BYTES - left
 
 
 @kernel

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from virtblk.device.request import complete, parse, validate
+from virtblk.device.request import complete, identify, parse, validate
 from virtblk.jit.atomics import cpu_pause, load_acquire_i64, store_i64, store_release_i64
 from virtblk.jit.kernel import cold_kernel, kernel
 from virtblk.jit.libc import clock_ns, eventfd_drain, eventfd_signal, poll_in2, poll_out
 from virtblk.mem.regions import MAX_REGIONS, memory_truncated
 from virtblk.storage.memory import memory_execute
 from virtblk.storage.null import null_execute
-from virtblk.storage.request import BATCH, KIND_MEMORY
+from virtblk.storage.request import BATCH, KIND_MEMORY, OP_IDENTIFY
 from virtblk.virtio.vringh_split import (
     BAD_MEMORY,
     MAX_PIECES,
@@ -78,7 +78,7 @@ def process_batch(vr, mem, disk, requests, worker):
         kind, sector = parse(
             requests, count, head, vr.piece_addr, vr.piece_len, first, pieces, readable, worker[0]["scratch"]
         )
-        validate(disk, mem, requests, count, kind, sector, vr.piece_addr, vr.piece_len)
+        validate(disk, requests, count, kind, sector)
         first += pieces
         size += requests[count]["length"]
         count += 1
@@ -90,6 +90,8 @@ def process_batch(vr, mem, disk, requests, worker):
         if memory_truncated(mem):
             return vringh_break(vr, BAD_MEMORY, count)  # zeroes were copied in place of data: acknowledge nothing
         for i in range(count):
+            if requests[i]["op"] == OP_IDENTIFY:
+                identify(disk, mem, requests, i, vr.piece_addr, vr.piece_len)
             vringh_add_used(vr, requests[i]["head"], complete(mem, requests, i))
         vringh_publish_used(vr)
         worker[0]["requests"] += count

@@ -11,7 +11,8 @@ import numpy as np
 OP_READ = 0
 OP_WRITE = 1
 OP_FLUSH = 2
-OP_NONE = 3  # answered already (an identity, a refusal): nothing to execute
+OP_NONE = 3  # refused: nothing to execute
+OP_IDENTIFY = 4  # the device answers this one itself
 
 #: Which storage it is: `Storage.kind`.
 KIND_MEMORY = 0
