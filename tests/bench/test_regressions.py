@@ -7,12 +7,11 @@ import threading
 
 import pytest
 
-from bench.harness import BLOCKS, bench, disk, options
-from fake_device import HOLD, Request
+from bench.harness import bench, disk, options
+from fake_device import Request
 from naive.virtio_blk import IN, IOERR
 from virtblk.bench.runner import Runner
 from virtblk.bench.session import Session
-from virtblk.errors import DeviceError
 
 
 @pytest.mark.once
@@ -40,15 +39,6 @@ def test_regression_errors_of_a_ramp_count() -> None:
     assert result.notes[0].startswith("ramp: first error at offset 0")
 
 
-def test_regression_a_run_goes_on_where_its_ramp_ended() -> None:
-    """Else it measures what the ramp brought into the device's cache."""
-    with bench(disk(), workloads=("randread",), ramp_time=0.2, iodepth=1) as run:
-        run.run()
-        seen = [request.sector for request in run.device.io if request.type == IN]
-    ramp, measured = seen[:-BLOCKS], seen[-BLOCKS:]
-    assert ramp[:BLOCKS] != measured
-
-
 def test_regression_jobs_are_joined_when_the_progress_line_cannot_be_written() -> None:
     def broken_pipe(*_: object) -> None:
         raise BrokenPipeError(errno.EPIPE, "gone")
@@ -58,18 +48,3 @@ def test_regression_jobs_are_joined_when_the_progress_line_cannot_be_written() -
         with pytest.raises(BrokenPipeError):
             list(runner.run())
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("job")]
-
-
-def test_regression_one_lost_io_is_named_while_others_come_back() -> None:
-    seen: list[Request] = []
-
-    def lose_first(request: Request) -> object:
-        if request.type != IN:
-            return None
-        seen.append(request)
-        return HOLD if len(seen) == 1 else None
-
-    with bench(disk(lose_first), runtime=30.0, timeout=0.5) as run, pytest.raises(DeviceError) as caught:
-        run.run()
-    assert caught.value.errno == errno.ETIMEDOUT
-    assert len(seen) > 8, "the others came back"

@@ -306,7 +306,7 @@ def test_one_lost_io_among_many_is_noticed_too(poll: bool) -> None:
     """All others come back, so that the job never waits for long."""
     lost: list[Request] = []
     device = disk(lambda request: lost.append(request) or HOLD if request.sector == 9 and not lost else None)
-    with bench(device, timeout=0.3, runtime=60, poll=poll) as run, pytest.raises(DeviceError, match="did not answer"):
+    with bench(device, timeout=0.3, runtime=600, poll=poll) as run, pytest.raises(DeviceError, match="did not answer"):
         run.run()
     assert len(run.device.io) > BLOCKS
 
