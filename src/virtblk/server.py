@@ -24,6 +24,7 @@ from types import FrameType, TracebackType
 
 from virtblk.device.virtio_blk import DEFAULT_POLL_US, VirtioBlkDevice
 from virtblk.errors import OpenError, VirtblkError
+from virtblk.jit.threads import start_thread
 from virtblk.jit.warmup import progress
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.names import parse_name
@@ -51,8 +52,13 @@ class LocalDevice:
             os.close(self._stop_fd)
             raise
         backend = Backend(Connection(server), self.device, memory)
-        self._thread = threading.Thread(target=backend.run, args=(self._stop_fd,), name="virtblk-device", daemon=True)
-        self._thread.start()
+        try:
+            self._thread = start_thread(backend.run, self._stop_fd, name="virtblk-device")
+        except OSError:
+            client.close()
+            server.close()
+            os.close(self._stop_fd)
+            raise
         self.client = Connection(client)
 
     def close(self) -> None:
@@ -125,10 +131,9 @@ class ChildDevice:
         self.close()
 
 
-def local_device(name: str, *, read_only: bool = False) -> LocalDevice:
+def local_device(name: str) -> LocalDevice:
     """A device in this process for `ram:` and `null:` names. Raises UsageError for the others."""
     storage = open_storage(parse_name(name))
-    storage.read_only = read_only
     try:
         with progress():
             return LocalDevice(storage, serial=serial_of(name))

@@ -27,6 +27,7 @@ from virtblk.errors import DeviceError
 from virtblk.jit.arith import mix64
 from virtblk.jit.atomics import store_release_i64
 from virtblk.jit.table import Table
+from virtblk.jit.threads import start_thread
 from virtblk.jit.warmup import ensure, progress
 from virtblk.mem.shm import Words
 from virtblk.status import bio_to_os_errno, text_of
@@ -173,7 +174,7 @@ class Runner:
             self._generation += 1
         count = 1 if only_first else options.numjobs
         records = jobs.jobs
-        self._starts = [int(start) for start in records["next"]]
+        ramp_ends = records["next"].tolist()
         records[:] = 0
         jobs.histogram[:] = 0
         for index in range(options.numjobs):
@@ -183,7 +184,7 @@ class Runner:
             job["depth"], job["batch"] = options.iodepth, options.batch_submit
             job["blocks"] = self._blocks
             start = self._blocks * index // count % self._blocks
-            job["next"], job["step"] = self._starts[index] if ramped else start, 1
+            job["next"], job["step"] = ramp_ends[index] if ramped else start, 1
             job["limit"] = limit
             job["seed"] = mix64(options.randseed ^ mix64(index) ^ mix64(ramped)) >> 1
             job["contents"] = options.randseed
@@ -219,16 +220,16 @@ class Runner:
                 if last or jobs.jobs[index]["result"]:
                     self._finished.set()
 
-        threads = [threading.Thread(target=work, args=(i,), name=f"job{i}", daemon=True) for i in range(count)]
-        for started, thread in enumerate(threads):
-            try:
-                thread.start()
-            except RuntimeError as error:
-                barrier.abort()
-                for other in threads[:started]:
-                    other.join()
-                text = f"{self._session.name}: only {started} of --numjobs {count} threads could be started"
-                raise DeviceError(errno.EAGAIN, text) from error
+        threads: list[threading.Thread] = []
+        try:
+            for index in range(count):
+                threads.append(start_thread(work, index, name=f"job{index}"))
+        except OSError as error:
+            barrier.abort()
+            for thread in threads:
+                thread.join()
+            text = f"{self._session.name}: only {len(threads)} of --numjobs {count} threads could be started"
+            raise DeviceError(errno.EAGAIN, text) from error
         began = time.monotonic_ns()
         barrier.wait()
         limit = int(jobs.jobs["limit"][:count].sum())
@@ -253,7 +254,7 @@ class Runner:
         if failures:
             raise failures[0]
         if jobs.jobs["result"].any():
-            raise self._lost()
+            raise self._device.broken_error()
         return began
 
     def _look_for_lost(self) -> None:
@@ -264,9 +265,6 @@ class Runner:
             oldest = int(bios["submitted_ns"][out].min())
             if time.monotonic_ns() - oldest > self._options.timeout * 1e9:
                 self._device.break_queue(errno.ETIMEDOUT)
-
-    def _lost(self) -> DeviceError:
-        return self._device.broken_error()
 
     def _notes(self) -> list[str]:
         """One line for the first error of a pass."""

@@ -128,6 +128,17 @@ def virtblk_wake(d, reaper, noted, room):
 
 
 @kernel
+def virtblk_end_reap(d, reaper, noted, count):
+    """Drop the lock after a reap of `count`, wake whom it concerns; 0, or -errno where the ring turned out broken."""
+    error = d.queue[0]["error"]
+    mutex_unlock(d.queue[0]["lock"])
+    virtblk_wake(d, reaper, noted, count > 0)
+    if error:
+        virtblk_break(d, error)
+    return -error
+
+
+@kernel
 def virtblk_done(d, reaper, patient):
     """Reap: how many requests ended, or -errno once the queue is over. Not `patient`: 0 where the lock is taken."""
     if d.queue[0]["error"]:
@@ -143,13 +154,8 @@ def virtblk_done(d, reaper, patient):
         return -d.queue[0]["error"]
     d.queue[0]["reaps"] += 1
     count, noted = virtblk_reap_locked(d, reaper, 0)
-    error = d.queue[0]["error"]
-    mutex_unlock(d.queue[0]["lock"])
-    virtblk_wake(d, reaper, noted, count > 0)
-    if error:
-        virtblk_break(d, error)
-        return -error
-    return count
+    error = virtblk_end_reap(d, reaper, noted, count)
+    return error if error < 0 else count
 
 
 @cold_kernel
@@ -166,13 +172,7 @@ def virtblk_interrupt(d, reaper):
     while d.queue[0]["error"] == 0 and load_acquire_i64(d.queue[0]["sleepers"]) > 0 and not virtqueue_enable_cb(d.vq):
         more, noted = virtblk_reap_locked(d, reaper, noted)
         count += more
-    error = d.queue[0]["error"]
-    mutex_unlock(d.queue[0]["lock"])
-    virtblk_wake(d, reaper, noted, count > 0)
-    if error:
-        virtblk_break(d, error)
-        return -error
-    return 0
+    return virtblk_end_reap(d, reaper, noted, count)
 
 
 @kernel
