@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final
 
 from virtblk.block.bio import REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE
-from virtblk.driver.handle import do_bio
+from virtblk.driver.submit_bio import do_bio
 from virtblk.driver.virtio_blk import DriverOptions, Topology, VirtioBlk
 from virtblk.errors import DeviceError, OpenError, UsageError, VirtblkError
 from virtblk.jit.warmup import progress
