@@ -7,7 +7,7 @@ under the queue lock, whether I/O is in flight or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -120,3 +120,67 @@ class Sysfs:
         with queue_lock(d):
             self._state[number.field] = value * number.unit
         wake_up(int(d.queue[0]["request_wait"]), 1 << 30)  # a larger pool has room
+
+
+class Iosched(MutableMapping[str, int]):
+    """`queue/iosched/*` as a mapping; what keys there are depends on the scheduler. Times are milliseconds."""
+
+    _PREFIX: Final = "queue/iosched/"
+
+    def __init__(self, sysfs: Sysfs) -> None:
+        self._sysfs = sysfs
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._PREFIX) for name in self._sysfs.names() if name.startswith(self._PREFIX))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, key: str) -> int:
+        if key not in list(self):
+            raise KeyError(key)
+        return int(self._sysfs.read(self._PREFIX + key))
+
+    def __setitem__(self, key: str, value: int) -> None:
+        self._sysfs.write(self._PREFIX + key, str(value))
+
+    def __delitem__(self, key: str) -> None:
+        raise UsageError(f"queue/iosched/{key} cannot be removed")
+
+
+class QueueAttributes:
+    """The directory `queue` of a disk in sysfs: what the request path does with a bio.
+
+    Setting raises UsageError for what cannot be.
+    """
+
+    def __init__(self, sysfs: Sysfs) -> None:
+        self._sysfs = sysfs
+        self.iosched = Iosched(sysfs)
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler that is set: noop or deadline."""
+        return self._sysfs.scheduler
+
+    @scheduler.setter
+    def scheduler(self, name: str) -> None:
+        self._sysfs.write("queue/scheduler", name)
+
+    @property
+    def nr_requests(self) -> int:
+        """Requests that may be in use at once."""
+        return int(self._sysfs.read("queue/nr_requests"))
+
+    @nr_requests.setter
+    def nr_requests(self, count: int) -> None:
+        self._sysfs.write("queue/nr_requests", str(count))
+
+    @property
+    def nomerges(self) -> int:
+        """0 merges all it can, 1 only with what lies at hand, 2 nothing."""
+        return int(self._sysfs.read("queue/nomerges"))
+
+    @nomerges.setter
+    def nomerges(self, value: int) -> None:
+        self._sysfs.write("queue/nomerges", str(value))
