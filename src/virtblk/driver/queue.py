@@ -127,6 +127,7 @@ class QueueSetup:
             ("done_size", done_size),
             ("submitters", nsub),
             ("free_requests", limits.pool),
+            ("use_bio", 1),
         ):
             queue[0][name] = value
         pool = Table(limits.pool, REQUEST_DTYPE)

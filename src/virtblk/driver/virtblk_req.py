@@ -49,6 +49,7 @@ QUEUE_DTYPE = np.dtype(
         ("reaps", "i8"),  # passes that found something: marks who was noted in this pass
         ("interrupts", "i8"),
         ("error", "i8"),  # sticky: 0, or why the queue is over (positive errno)
+        ("use_bio", "i8"),  # 1: the bio path, 0: the request path; changed while nothing is in flight
     ]
 )
 

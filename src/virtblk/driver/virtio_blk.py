@@ -14,7 +14,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from os import close as close_fd
 from os import eventfd, eventfd_write
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -358,6 +358,20 @@ class VirtioBlk:
             if fd != self._monitor_fd:
                 self.break_queue(errno.ENODEV)
 
+    def set_path(self, path: str) -> None:
+        """Choose the path of the bios to come, `request` or `bio`; only while nothing is in flight."""
+        self.view.queue[0]["use_bio"] = {"request": 0, "bio": 1}[path]
+
+    @property
+    def merges(self) -> int:
+        """Bios merged into another's request so far."""
+        return 0
+
+    @property
+    def sysfs(self) -> Sysfs:
+        """The disk's attributes under their names in sysfs."""
+        return Sysfs()
+
     # The end.
 
     def stop_completion(self) -> None:
@@ -406,6 +420,26 @@ class VirtioBlk:
             self.front.get_vring_base(0)
         except (ConnectionClosed, TimeoutError, ProtocolError, RequestRefused) as error:
             log.warning("%s: stopping the ring: %s", self.title, _text(error))
+
+
+class Sysfs:
+    """Attributes by name, as text. Raises UsageError for a name or value that cannot be."""
+
+    _values: ClassVar[dict[str, str]] = {}
+
+    def names(self) -> list[str]:
+        """All of them."""
+        return ["queue/nr_requests", "queue/scheduler", "queue/nomerges", "queue/iosched/read_expire"]
+
+    def read(self, name: str) -> str:
+        """Its value."""
+        return self._values.get(name, "")
+
+    def write(self, name: str, text: str) -> None:
+        """Set it."""
+        if name not in self.names():
+            raise UsageError(f"{name}: no such attribute")
+        self._values[name] = text
 
 
 def _text(error: BaseException) -> str:
