@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from virtblk import __version__
+from virtblk.bench.comparison import Comparison, iops_interval
+from virtblk.bench.job import JobOptions
 from virtblk.bench.stat import RunResult
 from virtblk.errors import UsageError
 
@@ -72,6 +74,7 @@ def rows_of(run: RunResult) -> tuple[list[Column], list[Column]]:
         ("kicks/IO", _rate(run.kicks, run.ios)),
         ("irqs/IO", _rate(run.interrupts, run.ios)),
         ("ring-full", si(run.ring_full_waits)),
+        ("merges", si(run.merges)),
         ("ctx", si(run.driver.ctx)),
         ("majf", str(run.driver.majf)),
         ("minf", si(run.driver.minf)),
@@ -107,11 +110,30 @@ def print_report(results: list[RunResult], stream: TextIO) -> None:
     for run in results:
         for note in run.notes:
             print(f"{run.path} {run.workload}: {run.errors} errors: {note}", file=stream)
+        for remark in run.remarks:
+            print(f"{run.path} {run.workload}: {remark}", file=stream)
+        if run.dropped:
+            text = f"{run.dropped} slices of warm-up left out, {len(run.samples['iops'])} counted"
+            print(f"{run.path} {run.workload}: {text}", file=stream)
 
 
-def as_json(device: dict[str, Any], results: list[RunResult]) -> dict[str, Any]:
+def as_json(
+    device: dict[str, Any], options: JobOptions, results: list[RunResult], comparisons: list[Comparison]
+) -> dict[str, Any]:
     """The object that `--json` writes."""
-    return {"virtblk": __version__, "device": device, "runs": [run.as_json() for run in results]}
+    runs = []
+    for run in results:
+        interval = iops_interval(run, options.confidence, options.randseed)
+        runs.append(run.as_json() | {"iops_ci": list(interval) if interval else None})
+    return {
+        "virtblk": __version__,
+        "device": device,
+        "options": options.as_json(),
+        "confidence": options.confidence,
+        "slices": options.rounds,
+        "runs": runs,
+        "comparison": [comparison.as_json() for comparison in comparisons],
+    }
 
 
 def check_json(target: str) -> None:
