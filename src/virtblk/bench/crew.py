@@ -65,6 +65,8 @@ class Crew:
     def _start(self) -> None:
         """Start the threads. Raises DeviceError where there are not as many to be had."""
         count = len(self._jobs.jobs)
+        self._number = 0
+        store_release_i64(self._words.address(_GO), 0)
         try:
             for index in range(count):
                 self._threads.append(start_thread(self._work, index, name=f"job{index}"))

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from virtblk.bench.cpu import usage_of
+from virtblk.bench.crew import compile_crew
 from virtblk.bench.job import JobOptions
 from virtblk.bench.job_loop import JOB_DTYPE, Jobs, job_loop
-from virtblk.bench.job_thread import CREW_DTYPE, job_thread
 from virtblk.disk import connect, feature_names
 from virtblk.driver.queue import example_queue
 from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk, compile_driver
@@ -108,7 +108,7 @@ class Session:
             with progress():  # while the child compiles its half
                 compile_driver()
                 ensure(job_loop, example_queue(), example_jobs(), 0)
-                ensure(job_thread, example_queue(), example_jobs(), Table(1, CREW_DTYPE), 0)
+                compile_crew(example_queue(), example_jobs())
             self.child.wait_ready()
             target = f"vhost-user:{self.child.path}"
         if self.driver_cpus:
