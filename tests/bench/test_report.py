@@ -197,7 +197,7 @@ def test_what_is_remarkable_is_said_below_the_tables() -> None:
     print_report([a_run(dropped=2, samples={"iops": [1.0] * 8}, remarks=["too slow"])], out)
     assert out.getvalue().splitlines()[-2:] == [
         "bio randread: too slow",
-        "bio randread: 2 slices of warm-up left out, 8 counted",
+        "bio randread: 2 of its first slices left out as warm-up, 8 counted",
     ]
 
 

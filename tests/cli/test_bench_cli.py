@@ -73,7 +73,8 @@ def test_both_paths_and_the_summary_are_what_a_bench_prints(tmp_path: Path) -> N
     assert [(row["path"], row["workload"]) for row in rows] == [
         (path, workload) for workload in RUNS for path in ("request", "bio")
     ] * 2
-    speed, cost, legend = out.split("\n\n")[3:]
+    speed, cost = (part for part in out.split("\n\n") if part.startswith("change "))
+    legend = out.split("\n\n")[-1]
     assert [line.split()[:4] for line in speed.splitlines()[1:]] == [["request", "->", "bio", name] for name in RUNS]
     assert [line for line in cost.splitlines()[1:] if "%" not in line] == []
     for posted in ("+28.4%", "+10.1%", "+23.4%", "+19.9%"):

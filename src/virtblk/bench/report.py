@@ -99,7 +99,7 @@ def format_table(rows: list[list[Column]]) -> str:
 
 
 def print_report(results: list[RunResult], stream: TextIO) -> None:
-    """Both tables, and the notes on what went wrong."""
+    """Both tables, the notes on what went wrong, and what else is remarkable."""
     if not results:
         print("no run was completed", file=stream)
         return
@@ -110,11 +110,15 @@ def print_report(results: list[RunResult], stream: TextIO) -> None:
     for run in results:
         for note in run.notes:
             print(f"{run.path} {run.workload}: {run.errors} errors: {note}", file=stream)
-        for remark in run.remarks:
-            print(f"{run.path} {run.workload}: {remark}", file=stream)
-        if run.dropped:
-            text = f"{run.dropped} slices of warm-up left out, {len(run.samples['iops'])} counted"
-            print(f"{run.path} {run.workload}: {text}", file=stream)
+    remarks = [f"{run.path} {run.workload}: {remark}" for run in results for remark in remarks_of(run)]
+    if remarks:
+        print("\n" + "\n".join(remarks), file=stream)
+
+
+def remarks_of(run: RunResult) -> list[str]:
+    """What a reader of a run's figures should know besides."""
+    warm_up = f"{run.dropped} of its first slices left out as warm-up, {len(run.samples.get('iops', []))} counted"
+    return run.remarks + ([warm_up] if run.dropped else [])
 
 
 def as_json(

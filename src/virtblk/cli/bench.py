@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   virtblk bench vhost-user:/run/disk.sock --verify crc32c         and checked, which writes first
   virtblk bench null:1g --bs 512 --iodepth 1 --poll --json -      the cost of one I/O, for a program
   virtblk bench --queue scheduler=deadline                        the request path, set as in sysfs
-  virtblk bench --preset posting-ramdisk                          the load of 2012, ours beside theirs
+  virtblk bench --preset posting-ramdisk                          the load of 2012, with its figures
   virtblk bench --compare before.json after.json                  what changed between two runs"""
 
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `virtblk bench`."""
     default = JobOptions()
     parser.description = (
-        "Load a disk and measure it: IOPS, latency, CPU of both sides, and what one path gained over the other.\n"
+        "Load a disk and measure it: IOPS, latency, CPU of both sides, and one path against the other.\n"
         "The paths take turns, slice by slice. Options are fio's.\n"
         "It writes to the disk, unless --rw names only read and randread."
     )
