@@ -238,7 +238,7 @@ def test_a_run_goes_on_where_its_ramp_ended() -> None:
 
 
 def test_a_run_by_the_clock_goes_round_and_round() -> None:
-    with bench(disk(blocks=8), runtime=0.2) as run:
+    with bench(disk(blocks=8), runtime=0.2, slice_s=0.2) as run:
         result = run.run_one()
         seen = blocks_of(run.device, IN)
     assert result.ios == len(seen) > 8

@@ -47,7 +47,15 @@ class DeviceQueue:
     """Serves ring `vring.index` from construction until `stop`. Raises ValueError for rings that are not in memory."""
 
     def __init__(
-        self, memory: GuestMemory, disk: DiskView, vring: Vring, *, event_idx: bool, indirect: bool, poll_ns: int
+        self,
+        memory: GuestMemory,
+        disk: DiskView,
+        vring: Vring,
+        *,
+        event_idx: bool,
+        indirect: bool,
+        poll_ns: int,
+        delay_ns: int = 0,
     ):
         num = vring.num
         self.index = vring.index
@@ -77,6 +85,7 @@ class DeviceQueue:
         worker["scratch"] = self._scratch.address
         worker["kick_fd"] = vring.kick_fd
         worker["poll_ns"] = poll_ns if vring.kick_fd >= 0 else _POLL_FOREVER
+        worker["delay_ns"] = delay_ns
         self._arguments = (self._vring, memory.table, disk, self._requests, self.worker)
         ensure(worker_loop, *self._arguments)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
