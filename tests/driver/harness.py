@@ -83,4 +83,3 @@ def read(opened: VirtioBlk, sector: int, size: int, *, sub: int = 0) -> bytes | 
     memory_of(opened, sub)[:size] = 0xEE
     code = submit(opened, REQ_OP_READ, sector, size, sub=sub)
     return code or memory_of(opened, sub)[:size].tobytes()
-
