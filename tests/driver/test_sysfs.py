@@ -95,7 +95,15 @@ def test_what_is_written_is_read_and_what_is_wrong_changes_nothing(name: str, go
 
 def test_names_that_there_are_not() -> None:
     with FakeDevice() as device, driver(device) as opened:
-        for name in ("", "scheduler", "queue/", "queue/depth", "nr_requests", "queue/iosched/", "queue/iosched/quantum"):
+        for name in (
+            "",
+            "scheduler",
+            "queue/",
+            "queue/depth",
+            "nr_requests",
+            "queue/iosched/",
+            "queue/iosched/quantum",
+        ):
             for act in (lambda name=name: opened.sysfs.read(name), lambda name=name: opened.sysfs.write(name, "1")):
                 with pytest.raises(UsageError, match=re.escape(f"no attribute {name!r} (there are: serial, ")):
                     act()
@@ -125,6 +133,7 @@ def test_settings_that_change_under_load_lose_nothing() -> None:
                 count += 1
             return count
 
+        opened.sysfs.write("queue/scheduler", "noop")  # compiled before the race begins
         changes = pool.submit(change)
         try:
             wrong = list(pool.map(lambda sub: hammer(opened, sub, rounds), range(submitters)))
