@@ -229,7 +229,7 @@ def test_a_run_goes_on_where_its_ramp_ended() -> None:
         run.run()
         seen = blocks_of(run.device, IN)
     assert seen == [i % BLOCKS for i in range(len(seen))]
-    with bench(disk(), ramp_time=0.01, iodepth=1, workloads=("randread",)) as run:
+    with bench(disk(), ramp_time=0.2, iodepth=1, workloads=("randread",)) as run:
         run.run()
         seen = blocks_of(run.device, IN)
     ramp = min(len(seen) - BLOCKS, BLOCKS)
