@@ -37,19 +37,6 @@ def load() -> Any:
 use_bio_off = load()
 
 
-def test_a_line_per_depth() -> None:
-    command = [sys.executable, str(SCRIPT), "null:1m", "--pairs", "4", "--slice", "0.02", "--iodepth", "1,8"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    assert result.returncode == 0, result.stderr
-    lines = [match for line in result.stdout.splitlines() if (match := LINE.fullmatch(line))]
-    assert [match[1] for match in lines] == ["1", "8"]
-    for match in lines:
-        figures = [float(text) for text in match.groups()[1:]]
-        assert all(figure > 0 for figure in figures)
-        for ratio, low, high in (figures[2:5], figures[7:10]):
-            assert low <= ratio <= high
-
-
 @pytest.mark.parametrize("paths", list(use_bio_off.ARMS.values()))
 def test_every_read_takes_the_request_path(paths: Any) -> None:
     options = {"path": "request", "paths": paths(), "poll_us": None, "bios_each": 4, "segments_each": 1}
@@ -93,3 +80,17 @@ def test_wrong_usage_is_one_line(words: list[str], says: str, monkeypatch: pytes
         use_bio_off.main()
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_line_per_depth() -> None:
+    """Last: the tests before it compile most of what the program runs, which has its own limit of time."""
+    command = [sys.executable, str(SCRIPT), "null:1m", "--pairs", "4", "--slice", "0.02", "--iodepth", "1,8"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert result.returncode == 0, result.stderr
+    lines = [match for line in result.stdout.splitlines() if (match := LINE.fullmatch(line))]
+    assert [match[1] for match in lines] == ["1", "8"]
+    for match in lines:
+        figures = [float(text) for text in match.groups()[1:]]
+        assert all(figure > 0 for figure in figures)
+        for ratio, low, high in (figures[2:5], figures[7:10]):
+            assert low <= ratio <= high
