@@ -30,6 +30,7 @@ def load() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # what is cached here names the module, and the program finds it beside itself
     spec.loader.exec_module(module)
     return module
 
