@@ -230,9 +230,8 @@ def main() -> int:
         for _ in ARMS:
             side = Side(options.disk, ",".join(map(str, device_cpus)))
             stack.callback(side.close)
+            side.child.wait_ready()  # one after the other: the second finds what the first compiled
             sides.append(side)
-        for side in sides:
-            side.child.wait_ready()
         os.sched_setaffinity(0, driver_cpus)
         for depth in depths:
             figures = measure(sides, depth, options, bs, pairs)

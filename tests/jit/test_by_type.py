@@ -8,6 +8,7 @@ import pytest
 from numba import int64, typeof
 
 from conftest import INTERPRETED
+from jit.test_ir import ir_of
 from virtblk.driver.completion import virtblk_reap_locked
 from virtblk.driver.queue import example_queue
 from virtblk.driver.virtblk_req import BothPaths, RequestPathOnly, has_bio_path
@@ -57,12 +58,8 @@ def test_a_type_without_a_choice_is_an_error() -> None:
 
 @pytest.mark.compiled
 def test_what_is_not_chosen_is_not_there() -> None:
-    chosen(Left(), 1)
-    chosen(Right(), 1)
-    texts = {str(signature[0]): text for signature, text in chosen.inspect_llvm().items()}  # type: ignore[attr-defined]
-    traces = {name: str(TRACE) in text for name, text in texts.items()}
-    assert sorted(traces.values()) == [False, True]
-    assert [name for name, there in traces.items() if there and "Left" in name]
+    assert str(TRACE) in ir_of(chosen, typeof(Left()), int64)
+    assert str(TRACE) not in ir_of(chosen, typeof(Right()), int64)
 
 
 def test_which_queues_have_a_bio_path() -> None:
@@ -72,10 +69,9 @@ def test_which_queues_have_a_bio_path() -> None:
 
 @pytest.mark.compiled
 def test_a_queue_without_the_bio_path_reaps_without_a_branch_for_it() -> None:
-    """What a request's `rq` tells, bio or request, is looked at in one build only."""
+    """Whether a request is a bio's or the block layer's is looked at in one build only."""
     branches = {}
     for paths in (BothPaths(), RequestPathOnly()):
-        signature = (typeof(example_queue()._replace(paths=paths)), int64, int64)
-        virtblk_reap_locked.compile(signature)  # type: ignore[attr-defined]
-        branches[type(paths)] = virtblk_reap_locked.inspect_llvm(signature).count("br i1")  # type: ignore[attr-defined]
+        ir = ir_of(virtblk_reap_locked, typeof(example_queue()._replace(paths=paths)), int64, int64)
+        branches[type(paths)] = ir.count("br i1")
     assert branches[RequestPathOnly] < branches[BothPaths]
