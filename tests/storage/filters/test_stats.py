@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.filters.harness import SECTOR, Call, LowerDisk, filtered, flush, read_call, run, write_call
-from virtblk.storage.request import OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE_ZEROES
+from virtblk.storage.request import OP_DISCARD, OP_FLUSH, OP_NONE, OP_READ, OP_WRITE_ZEROES
 
 WHERE = st.tuples(st.integers(0, 4095), st.integers(1, 64))
 
@@ -39,6 +39,7 @@ def test_report_file_and_counters(tmp_path: Path) -> None:
     disk = filtered(lower, f"stats?file={path}")
     run(disk, read_call(0, 4096), read_call(4096, 4608), read_call(1536, 512), write_call(1 << 21, bytes(512)))
     run(disk, Call(OP_FLUSH), Call(OP_DISCARD, ranges=[(0, 8192), (8192, 512)]), Call(OP_WRITE_ZEROES, ranges=[]))
+    run(disk, Call(OP_NONE))
     report = (
         "read count=3 bytes=9216 errors=0\n"
         "  size 512=1 4k=2\n"

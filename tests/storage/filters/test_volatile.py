@@ -329,8 +329,13 @@ def test_memory_that_cannot_be_read_fails_the_flush_and_keeps_the_data(monkeypat
     def broken(*arguments: Any) -> int:
         raise OSError(errno.ENOMEM, "no memory")
 
+    def out_of_memory(size: int) -> bytearray:
+        raise MemoryError
+
     with monkeypatch.context() as patch:
         patch.setattr(overlay.os, "preadv", broken)
+        assert flush(disk) == errno.ENOMEM
+        patch.setattr(volatile_module, "bytearray", out_of_memory, raising=False)
         assert flush(disk) == errno.ENOMEM
         assert run(disk, read_call(0, SECTOR)) == [errno.ENOMEM]
     assert flush(disk) == 0
@@ -510,8 +515,9 @@ def writes_and_cuts(seed: int, forgetful: bool = False) -> power.Verdict:
     return verdict
 
 
-def test_no_flushed_write_is_missing_and_no_sector_is_torn_after_cuts_at_random_points() -> None:
-    verdicts = [writes_and_cuts(seed) for seed in range(25)]
+@pytest.mark.parametrize("cuts", [25, pytest.param(1000, marks=pytest.mark.slow)])
+def test_no_flushed_write_is_missing_and_no_sector_is_torn_after_cuts_at_random_points(cuts: int) -> None:
+    verdicts = [writes_and_cuts(seed) for seed in range(cuts)]
     assert [verdict for verdict in verdicts if verdict.missing or verdict.torn] == []
     assert any(verdict.forgotten for verdict in verdicts)
 

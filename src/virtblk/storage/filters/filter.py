@@ -6,7 +6,6 @@ of any queue, requests end on any thread. A filter holds no lock of its own whil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from virtblk.names import FilterName
@@ -45,7 +44,7 @@ _FORWARDED: Final = (
 
 
 class Filter(Storage):
-    """A filter that does nothing. Subclasses refuse their wrong keys in __init__, with UsageError."""
+    """All but `submit`. Subclasses refuse their wrong keys in __init__, with UsageError."""
 
     #: The name on the command line, and the first word of its counters.
     filter_name: ClassVar[str]
@@ -63,9 +62,6 @@ class Filter(Storage):
             same += below.filter_name == self.filter_name
             below = below.lower
         self.prefix = self.filter_name if same == 1 else f"{self.filter_name}_{same}"
-
-    def submit(self, batch: Sequence[Request]) -> None:
-        self.lower.submit(batch)
 
     def start(self) -> None:
         self.lower.start()

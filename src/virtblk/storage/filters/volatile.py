@@ -298,8 +298,10 @@ class Volatile(Filter):
                 error = self._below(window)
                 if error:
                     break
-        except (OSError, MemoryError) as failure:
-            error = getattr(failure, "errno", 0) or errno.ENOMEM
+        except OSError as failure:
+            error = failure.errno or errno.EIO
+        except MemoryError:
+            error = errno.ENOMEM
         if not error and self.lower.can_flush:
             error = self._below([Request(OP_FLUSH)])
         self._finish(ranges, error)
