@@ -224,16 +224,16 @@ class Volatile(Filter):
         return forgotten
 
     def _forget(self, keep: float, random: Random, after: Request) -> int:
-        """The cut. `after` ends when what is kept is below."""
+        """The cut. What is kept is promised by it, so that it survives the next one; `after` ends when it is below."""
         forgotten = 0
         for run in self.extents.occupied():
-            if run[2] & DIRTY and not run[2] & (PROMISED | WRITING):
-                for start, stop, kept in _survivors(run, max(512, self.block_size), keep, random):
-                    if kept:
-                        self.extents.update(start, stop, lambda old: old | PROMISED)
-                    else:
-                        self._drop(start, stop)
-                        forgotten += stop - start
+            promised = run[2] & (PROMISED | WRITING)
+            for start, stop, kept in _survivors(run, max(512, self.block_size), 1.0 if promised else keep, random):
+                if kept:
+                    self.extents.update(start, stop, lambda old: old | PROMISED)
+                else:
+                    self._drop(start, stop)
+                    forgotten += stop - start
         self._cuts += 1
         self._forgotten += forgotten
         self._waiting.append(after)
