@@ -29,7 +29,7 @@ from storage.filters.harness import (
 )
 from virtblk.errors import OpenError
 from virtblk.storage.filters import overlay
-from virtblk.storage.request import OP_NONE, OP_READ
+from virtblk.storage.request import OP_NONE, OP_READ, OP_WRITE
 
 SECTORS = 32
 #: Operation, first sector, sectors, where a buffer is cut in two.
@@ -110,6 +110,20 @@ def test_a_file_that_exists_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OpenError, match="it exists; give a path for a new file"):
         filtered(LowerDisk(), f"cow?file={path}")
     assert path.read_bytes() == b"data"
+
+
+def test_more_pieces_than_the_kernel_takes_at_once_some_of_them_empty() -> None:
+    disk = filtered(lower_disk(), "cow")
+    data = Random(1).randbytes(4096)
+    pieces = [memoryview(data)[i : i + 2] for i in range(0, 4096, 2)]
+    pieces.insert(7, memoryview(b""))
+    assert run(disk, Call(OP_WRITE, offset=512, length=4096, pieces=pieces)) == [0]
+    buffer = memoryview(bytearray(8192))
+    pieces = [buffer[i : i + 3] for i in range(0, 8192, 3)]
+    pieces.insert(7, memoryview(bytearray()))
+    assert run(disk, Call(OP_READ, offset=0, length=8192, pieces=pieces)) == [0]
+    assert bytes(buffer) == sector(100) + data + b"".join(sector(100 + i) for i in range(9, 16))
+    disk.close()
 
 
 def test_a_read_that_is_in_part_below_ends_when_all_of_it_is_there() -> None:
