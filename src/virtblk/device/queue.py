@@ -21,7 +21,7 @@ from virtblk.jit.threads import end_thread, start_thread
 from virtblk.jit.warmup import ensure
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.mem.shm import Words
-from virtblk.storage.request import BATCH, KIND_REQUESTS, REQUEST_DTYPE
+from virtblk.storage.request import BATCH, KIND_REQUESTS, REQUEST_DTYPE, give_scratch
 from virtblk.storage.storage import Storage
 from virtblk.uapi.virtio_ring import (
     VRING_AVAIL_ALIGN_SIZE,
@@ -89,13 +89,12 @@ class DeviceQueue:
         vringh_init(self._vring, vring.base)
 
         self._words = Words(WORDS)
-        self._scratch = Table(2)
         self._requests = Table(records, REQUEST_DTYPE)
+        self._scratch = give_scratch(self._requests)
         self.worker = Table(1, WORKER_DTYPE)
         worker = self.worker[0]
         worker["stop"], worker["done"] = self._words.address(WORD_STOP), self._words.address(WORD_DONE)
         worker["call_fd"] = vring.call_fd
-        worker["scratch"] = self._scratch.address
         worker["kick_fd"] = vring.kick_fd
         worker["poll_ns"] = poll_ns if vring.kick_fd >= 0 else _POLL_FOREVER
         self._arguments: tuple[Any, ...] = (self._vring, memory.table, disk, self._requests, self.worker)
