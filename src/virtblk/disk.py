@@ -272,7 +272,7 @@ class Disk:
             self._submit(caller, REQ_OP_FLUSH, 0, 0, 0)
 
     def discard(self, n: int, offset: int) -> None:
-        """Say that the `n` bytes at `offset` are not needed any more; what they read as from now on is the device's choice.
+        """Say that the `n` bytes at `offset` are not needed any more; what they read as then is the device's choice.
 
         Raises OSError: EOPNOTSUPP where the device offers no discard.
         """
