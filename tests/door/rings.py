@@ -175,6 +175,7 @@ class RingDoor:
         self.sessions: list[_Session] = []
         self.content = bytearray()
         self.restore()
+        VirtioBlkDevice(self.storage, GuestMemory())  # compiles, which takes longer than a client waits
         self._stop_fd = os.eventfd(0)
         self._listener = Listener(path)
         self._thread = threading.Thread(target=self._listener.serve, args=(self._session, self._stop_fd))
