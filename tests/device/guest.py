@@ -208,6 +208,7 @@ class Guest:
         base: int = 0,
         serial: str = "device under test",
         start: bool = True,
+        local: LocalDevice | None = None,
     ) -> None:
         storage = open_storage(parse_name(disk)) if isinstance(disk, str) else disk
         self.storage, self.features, self.size = storage, features, size
@@ -216,7 +217,7 @@ class Guest:
         self._mapping = shm.Mapping(size, self.fd)
         self.memory = Windows(self._mapping.array(self._mapping.address, size), GUEST)
         self._next = GUEST
-        self.local = LocalDevice(storage, queues=queues, poll_us=poll_us, serial=serial)
+        self.local = local or LocalDevice(storage, queues=queues, poll_us=poll_us, serial=serial)
         self.device = self.local.device
         self.front = Frontend(self.local.client, PATIENCE)
         step = size // regions

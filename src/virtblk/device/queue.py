@@ -128,7 +128,8 @@ class DeviceQueue:
     def broken(self) -> str | None:
         """Why the ring is broken, or None."""
         state = self._vring.state[0]
-        return BAD_VRING_TEXT[int(state["bad"])].format(value=int(state["bad_value"])) if state["bad"] else None
+        value = int(state["bad_value"]) % (1 << 64)  # an address of 2**63 and more is negative there
+        return BAD_VRING_TEXT[int(state["bad"])].format(value=value) if state["bad"] else None
 
     def stop(self) -> int:
         """Finish what was taken, end the worker, return the available index that comes next (16 bits)."""
