@@ -59,6 +59,7 @@ class VirtioBlkDevice:
             raise UsageError(f"serial {serial!r} is longer than {VIRTIO_BLK_ID_BYTES} bytes")
         self.max_queues = queues
         self._memory = memory
+        self._storage = storage
         self._poll_ns = poll_us * 1000
         self._queues: dict[int, DeviceQueue] = {}
         self._vrings: dict[int, Vring] = {}
@@ -91,7 +92,7 @@ class VirtioBlkDevice:
         config[0]["blk_size"] = storage.block_size
         config[0]["num_queues"] = queues
         self._config = config.tobytes().ljust(BLK_CONFIG_SIZE_1_1, b"\0")
-        compile_worker(memory, self._disk)
+        compile_worker(memory, self._disk, storage)
 
     def set_features(self, bits: int) -> None:
         """Accept `bits`. Raises ValueError without VERSION_1: there is no legacy interface here (6.1)."""
@@ -113,6 +114,7 @@ class VirtioBlkDevice:
         self._queues[index] = DeviceQueue(
             self._memory,
             self._disk,
+            self._storage,
             vring,
             event_idx=bool(self._accepted >> VIRTIO_RING_F_EVENT_IDX & 1),
             indirect=bool(self._accepted >> VIRTIO_RING_F_INDIRECT_DESC & 1),
