@@ -111,9 +111,9 @@ class FileStorage(BlockingStorage):
         self._fd = fd
         self._unsafe = cache == "unsafe"
         self._memory_align, self._offset_align = memory_align, offset_align
-        self._state = Table(1, FILE_DTYPE)
-        self._failed = self._state.address + int(FILE_DTYPE.fields["failed"][1])  # type: ignore[index]
-        self.address = self._state.address
+        self.state = Table(1, FILE_DTYPE)
+        self._failed = self.state.address + int(FILE_DTYPE.fields["failed"][1])  # type: ignore[index]
+        self.address = self.state.address
         self._lock = RangeLock()
         self._flushing = threading.Lock()
         self._buffered_fd = self._flush_fd = -1
@@ -125,7 +125,7 @@ class FileStorage(BlockingStorage):
             self.close()
             raise
         self.can_discard = self.can_unmap = not read_only and self._can_punch()
-        state = self._state[0]
+        state = self.state[0]
         state["fd"], state["memory_align"], state["unsafe"] = fd, memory_align, self._unsafe
         state["punch"], state["zero"] = self.can_discard, 1
 
