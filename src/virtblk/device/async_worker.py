@@ -154,7 +154,7 @@ def wait_for_work(worker, kick_fd):
 
 @cold_kernel
 def async_worker_loop(vr, mem, disk, requests, worker, mail):
-    """Serve one ring until told to stop or until it breaks, and until nothing is out. `done` is the last word written."""
+    """Serve one ring until told to stop or until it breaks, and until nothing is out. The word `done` comes last."""
     poll_ns = worker[0]["poll_ns"]
     vringh_notify_disable(vr)
     deadline = clock_ns() + poll_ns
