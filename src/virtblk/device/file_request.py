@@ -258,7 +258,7 @@ def write_in_place(requests, q, slot, count, total):
     return True, result
 
 
-@kernel
+@cold_kernel
 def transfer(vr, mem, requests, q, slot):
     """Go on with a read or write from `moved` on."""
     if q.slot[slot]["moved"] == requests[slot]["length"]:
@@ -483,7 +483,7 @@ def file_start(vr, mem, requests, q, slot):
         end(requests, q, slot, 0)
 
 
-@kernel
+@cold_kernel
 def file_completed(vr, mem, requests, q, user_data, result):
     """Go on with what a completion says."""
     if user_data == q.state[0]["slots"]:

@@ -42,6 +42,7 @@ from virtblk.storage.file_calls import (
     fallocate,
 )
 from virtblk.storage.file_state import FILE_DTYPE
+from virtblk.storage.io_request import Request
 from virtblk.storage.request import KIND_FILE, KIND_REQUESTS
 from virtblk.storage.storage import block_size_key
 
@@ -149,6 +150,14 @@ class FileStorage(BlockingStorage):
             return _queue_limit(info.st_rdev, "discard_max_bytes") > 0
         behind = -(-max(info.st_size, self.size) // CHUNK) * CHUNK
         return fallocate(self._fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, behind, CHUNK) == 0
+
+    def submit(self, batch: Sequence[Request]) -> None:
+        if not self._threads:  # a worker's io_uring needs none: they come with the first request here
+            super().start()
+        super().submit(batch)
+
+    def start(self) -> None:
+        """The threads come later."""
 
     # The operations. All raise OSError.
 
