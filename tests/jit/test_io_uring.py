@@ -128,12 +128,12 @@ def test_an_error_is_negative(ring: IoUring, fd: int) -> None:
 
 def test_a_full_queue_gives_no_entry(ring: IoUring, fd: int) -> None:
     data = np.zeros(8 * 256, np.uint8)
-    for round in range(40):  # the indices go round the queues
+    for turn in range(40):  # the indices go round the queues
         for n in range(8):
             assert fill_one(ring.table, IORING_OP_READ, fd, data.ctypes.data + 256 * n, n + 1, n, n)
         assert fill_one(ring.table, IORING_OP_READ, fd, data.ctypes.data, 1, 0, 99) == 0
         assert hand_over(ring.table) == 8
-        assert completions(ring, 8) == {n: n + 1 for n in range(8)}, round
+        assert completions(ring, 8) == {n: n + 1 for n in range(8)}, turn
     assert [data[256 * n] for n in range(8)] == list(range(8))
 
 
