@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "errors": "",
     "status": _GROUND,
     "names": _GROUND,
+    "log": _GROUND,
     "jit": _GROUND,
     "mem": f"{_GROUND} status jit",
     "virtio": _LEAF,
@@ -40,9 +41,9 @@ MAY_IMPORT = {
     "server": f"{_DEVICE} device names",
     "disk": f"{_DRIVER} driver names server",
     "bench": f"{_DRIVER} {_DEVICE} driver device names server disk virtblk",
-    "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench virtblk",
+    "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench log virtblk",
     "__main__": "cli",
-    "virtblk": "errors disk",
+    "virtblk": "errors disk server",
 }
 
 #: The only importers of Numba, and what the façade must not load.

@@ -76,12 +76,15 @@ class _Handler(NamedTuple):
 class Backend:
     """Serves one peer on `conn`, which it closes at the end of `run`."""
 
-    def __init__(self, conn: Connection, device: Device, memory: Memory) -> None:
+    def __init__(
+        self, conn: Connection, device: Device, memory: Memory, *, max_queue_size: int = virtio_ring.VRING_MAX_NUM
+    ) -> None:
         if not 1 <= device.max_queues <= uapi.VHOST_USER_VRING_IDX_MASK + 1:
             raise ValueError(f"{device.max_queues} queues: vhost-user has room for 1 to 256")
         self._conn = conn
         self._device = device
         self._memory = memory
+        self._max_queue_size = max_queue_size
         self._features: int | None = None  # None: SET_FEATURES has not come yet
         self._protocol_features = 0
         self._regions: list[MemoryRegion] = []
@@ -102,7 +105,7 @@ class Backend:
         except Stopped:
             return "stopped"
         except ProtocolError as error:
-            log.warning("session closed: %s", error)
+            log.warning("session closed: %s", error, extra={"event": "session_closed", "reason": str(error)})
             return f"closed: {error}"
         finally:
             with ExitStack() as stack:  # in reverse, and each one even if another fails
@@ -148,7 +151,8 @@ class Backend:
     def _warn(self, text: str) -> None:
         self._warnings += 1
         if self._warnings <= MAX_WARNINGS:
-            log.warning("%s%s", text, "; further ones are not logged" if self._warnings == MAX_WARNINGS else "")
+            last = "; further ones are not logged" if self._warnings == MAX_WARNINGS else ""
+            log.warning("%s%s", text, last, extra={"event": "message_refused"})
 
     # Negotiation.
 
@@ -277,8 +281,9 @@ class Backend:
 
     def _set_vring_num(self, msg: Message) -> None:
         state, ring = self._state_and_ring(msg)
-        if not 1 <= state.num <= virtio_ring.VRING_MAX_NUM or state.num & (state.num - 1):
-            raise Refused(f"ring {ring.index} of {state.num} descriptors, expected a power of two up to 32768")
+        most = self._max_queue_size
+        if not 1 <= state.num <= most or state.num & (state.num - 1):
+            raise Refused(f"ring {ring.index} of {state.num} descriptors, expected a power of two up to {most}")
         if ring.running:
             raise Refused(f"ring {ring.index} is running: its size cannot change to {state.num}")
         ring.num = state.num
