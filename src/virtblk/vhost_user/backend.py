@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import socket
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ from virtblk.uapi.vhost_user import FrontendRequest, ProtocolFeature
 from virtblk.vhost_user import message
 from virtblk.vhost_user.connection import Connection, ConnectionClosed, Stopped
 from virtblk.vhost_user.message import Config, MemoryRegion, Message, ProtocolError, VringState
-from virtblk.vhost_user.vring import Device, Refused, Rings, Vring, refusing
+from virtblk.vhost_user.vring import Device, Refused, Rings, Vring, close_fd, refusing
 
 __all__ = ["MAX_MEM_SLOTS", "PROTOCOL_FEATURES", "Backend", "Device", "Memory", "Vring"]
 
@@ -41,6 +42,7 @@ PROTOCOL_FEATURES: Final = sum(
     for bit in (
         ProtocolFeature.VHOST_USER_PROTOCOL_F_MQ,
         ProtocolFeature.VHOST_USER_PROTOCOL_F_REPLY_ACK,
+        ProtocolFeature.VHOST_USER_PROTOCOL_F_BACKEND_REQ,  # User-Mode Linux has no interrupts without it
         ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIG,
         ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
     )
@@ -89,6 +91,7 @@ class Backend:
         self._protocol_features = 0
         self._regions: list[MemoryRegion] = []
         self._rings = Rings(device, self._warn)
+        self._backend_req_fd = -1
         self._warnings = 0
 
     def run(self, stop_fd: int) -> str:
@@ -110,6 +113,7 @@ class Backend:
         finally:
             with ExitStack() as stack:  # in reverse, and each one even if another fails
                 stack.callback(self._conn.close)
+                stack.callback(self._replace_backend_req_fd, -1)
                 stack.callback(self._clear_memory)
                 stack.callback(self._rings.close)
 
@@ -198,6 +202,22 @@ class Backend:
     def _get_queue_num(self, msg: Message) -> bytes:
         message.decode_empty(msg.payload)
         return message.encode_u64(self._device.max_queues)
+
+    def _set_backend_req_fd(self, msg: Message) -> None:
+        """The channel for requests of our own. We make none yet, so nothing is lost where it cannot be kept open; but
+        front ends are happier if it is."""
+        message.decode_empty(msg.payload)
+        if len(msg.fds) != 1:
+            raise Refused(f"{len(msg.fds)} file descriptors, expected exactly 1")
+        mode = os.fstat(msg.fds[0]).st_mode
+        if not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
+            raise Refused(f"file descriptor of mode {mode:#o} is neither a socket nor a pipe")
+        kept = stat.S_ISFIFO(mode) or _is_harmless_socket(msg.fds[0], self._conn)
+        self._replace_backend_req_fd(msg.take_fd(0) if kept else -1)
+
+    def _replace_backend_req_fd(self, fd: int) -> None:
+        old, self._backend_req_fd = self._backend_req_fd, fd
+        close_fd(old)
 
     # Memory.
 
@@ -356,7 +376,7 @@ class Backend:
         if len(msg.fds) != expected:
             raise Refused(f"ring {ring.index}: {len(msg.fds)} file descriptors, expected {expected} (u64 {value:#x})")
         if msg.fds:
-            _check_event_fd(msg.fds[0], access)
+            _check_event_fd(msg.fds[0], access, self._conn)
         return ring
 
 
@@ -371,16 +391,44 @@ def _check_region(region: MemoryRegion, others: list[MemoryRegion]) -> None:
             raise Refused(f"{region} overlaps the {other}")
 
 
-def _check_event_fd(fd: int, access: int) -> None:
-    """An eventfd or a pipe will do; anything else, or a wrong direction, will not.
-
-    Not even a socket: the peer could hand over its own end of this connection, and we would keep it open for it.
-    """
+def _check_event_fd(fd: int, access: int, conn: Connection) -> None:
+    """An eventfd or a pipe will do, and to write to, an end of a harmless socketpair: User-Mode Linux sends those."""
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    if flags & os.O_ACCMODE not in (access, os.O_RDWR):
+    if flags & os.O_PATH or flags & os.O_ACCMODE not in (access, os.O_RDWR):
         raise Refused(f"file descriptor cannot be {'read' if access == os.O_RDONLY else 'written'} (flags {flags:#x})")
-    if not stat.S_ISFIFO(os.fstat(fd).st_mode) and os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
-        raise Refused(f"file descriptor of mode {os.fstat(fd).st_mode:#o} is neither an eventfd nor a pipe")
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]":
+        return
+    if access == os.O_WRONLY and stat.S_ISSOCK(mode) and _is_harmless_socket(fd, conn):
+        return
+    raise Refused(f"file descriptor of mode {mode:#o} is neither an eventfd nor a pipe")
+
+
+def _is_harmless_socket(fd: int, conn: Connection) -> bool:
+    """Whether a socket of the peer may stay open here.
+
+    It could be the peer's own end of `conn`: while we hold that, nobody notices that the peer died, and no other client
+    is served. But that end has the name of our listening socket for its peer's, and what passes here has no names at
+    all; where our end has none either, nothing passes. Such an end could also lie among what was sent to the socket: so
+    nothing stays there, and nothing more can come. We only ever write to it.
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:  # O_PATH
+        return False
+    try:
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not conn.is_named():
+            return False
+        if sock.getpeername() or sock.getsockname():
+            return False
+        sock.shutdown(socket.SHUT_RD)
+        while sock.recv(1 << 16, socket.MSG_DONTWAIT):
+            pass
+        return True
+    except OSError:  # it is not connected
+        return False
+    finally:
+        sock.detach()
 
 
 def _taken_fd(msg: Message) -> int:
@@ -396,6 +444,7 @@ _HANDLERS: Final[dict[int, _Handler]] = {
     FrontendRequest.VHOST_USER_GET_PROTOCOL_FEATURES: _Handler(Backend._get_protocol_features, replies=True),
     FrontendRequest.VHOST_USER_SET_PROTOCOL_FEATURES: _Handler(Backend._set_protocol_features),
     FrontendRequest.VHOST_USER_GET_QUEUE_NUM: _Handler(Backend._get_queue_num, replies=True),
+    FrontendRequest.VHOST_USER_SET_BACKEND_REQ_FD: _Handler(Backend._set_backend_req_fd, 1),
     FrontendRequest.VHOST_USER_GET_MAX_MEM_SLOTS: _Handler(Backend._get_max_mem_slots, replies=True),
     FrontendRequest.VHOST_USER_SET_MEM_TABLE: _Handler(Backend._set_mem_table, uapi.VHOST_USER_MAX_FDS),
     FrontendRequest.VHOST_USER_ADD_MEM_REG: _Handler(Backend._add_mem_reg, 1),
