@@ -9,8 +9,8 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from virtblk import exporter as exporter_module
-from virtblk.errors import OpenError, UsageError
-from virtblk.exporter import MAX_CLIENTS, MAX_REQUEST, Exporter, parse_address
+from virtblk.errors import OpenError
+from virtblk.exporter import MAX_CLIENTS, MAX_REQUEST, Exporter
 from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.once
@@ -152,27 +152,6 @@ def test_close_hangs_up(collect: Callable[[], str]) -> None:
         wait_until(lambda: made._clients)
         made.close()
         assert sock.recv(1) == b""
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("9100", ("127.0.0.1", 9100)),
-        ("0.0.0.0:9100", ("0.0.0.0", 9100)),
-        ("[::1]:0", ("::1", 0)),
-        ("localhost:65535", ("localhost", 65535)),
-    ],
-)
-def test_addresses(text: str, address: tuple[str, int]) -> None:
-    assert parse_address(text) == address
-
-
-@pytest.mark.parametrize(
-    "text", ["", "host", "host:", ":9100", "::1:9100", "65536", "host:99999", "http://host:1", "-1"]
-)
-def test_no_addresses(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--metrics .*: give PORT or HOST:PORT"):
-        parse_address(text)
 
 
 def test_an_address_that_is_taken_or_is_not_ours(running: Exporter, collect: Collect) -> None:

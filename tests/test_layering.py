@@ -40,10 +40,11 @@ MAY_IMPORT = {
     "vhost_user.listener": f"{_LEAF} virtio {_MESSAGES} vhost_user.backend",
     "driver": _DRIVER,
     "device": _DEVICE,
-    "server": f"{_DEVICE} device names metrics exporter",
+    "server": f"{_DEVICE} device names log metrics exporter server_metrics",
+    "server_metrics": f"{_DEVICE} device metrics virtblk",
     "disk": f"{_DRIVER} driver names server",
     "bench": f"{_DRIVER} {_DEVICE} driver device names server disk virtblk",
-    "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench log metrics exporter virtblk",
+    "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench log metrics exporter server_metrics virtblk",
     "__main__": "cli",
     "virtblk": "errors disk server",
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from virtblk.metrics import Family, render
+from virtblk.errors import UsageError
+from virtblk.metrics import Family, parse_address, render
 
 
 def test_a_family_is_told_with_its_help_and_type() -> None:
@@ -44,3 +45,24 @@ def test_a_histogram_is_cumulative_and_ends_with_all() -> None:
 def test_a_histogram_needs_one_count_more_than_bounds() -> None:
     with pytest.raises(ValueError, match="zip"):
         Family("x", "histogram", "X.").add_histogram([1.0], [1], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("9100", ("127.0.0.1", 9100)),
+        ("0.0.0.0:9100", ("0.0.0.0", 9100)),
+        ("[::1]:0", ("::1", 0)),
+        ("localhost:65535", ("localhost", 65535)),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "host", "host:", ":9100", "::1:9100", "65536", "host:99999", "http://host:1", "-1"]
+)
+def test_no_addresses(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--metrics .*: give PORT or HOST:PORT"):
+        parse_address(text)

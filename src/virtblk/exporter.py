@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
-from virtblk.errors import OpenError, UsageError
+from virtblk.errors import OpenError
 from virtblk.jit.threads import start_thread
 
 log = logging.getLogger("virtblk.metrics")
@@ -34,14 +34,6 @@ MAX_REQUEST: Final = 8192
 MAX_CLIENTS: Final = 16
 
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]+) ([^ ]+) HTTP/1\.[01]\r?\n")
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT`, `[::1]:PORT`, or `PORT` alone, which is on loopback. Raises UsageError."""
-    match = re.fullmatch(r"(?:(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):)?([0-9]{1,5})", text)
-    if match is None or int(match[2]) > 65535:
-        raise UsageError(f"--metrics {text!r}: give PORT or HOST:PORT such as 127.0.0.1:9100")
-    return (match[1] or "127.0.0.1").strip("[]"), int(match[2])
 
 
 @dataclass

@@ -6,8 +6,19 @@ a lock: they are int64, and only ever grow.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from virtblk.errors import UsageError
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, `[::1]:PORT`, or `PORT` alone, which is on loopback. Raises UsageError."""
+    match = re.fullmatch(r"(?:(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):)?([0-9]{1,5})", text)
+    if match is None or int(match[2]) > 65535:
+        raise UsageError(f"--metrics {text!r}: give PORT or HOST:PORT such as 127.0.0.1:9100")
+    return (match[1] or "127.0.0.1").strip("[]"), int(match[2])
 
 
 @dataclass

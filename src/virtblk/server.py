@@ -30,6 +30,7 @@ from virtblk.jit.threads import start_thread
 from virtblk.jit.warmup import progress
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.names import parse_name
+from virtblk.server_metrics import Accounts, CountedDevice
 from virtblk.storage.storage import Storage, open_storage
 from virtblk.uapi.virtio_ring import VRING_MAX_NUM
 from virtblk.vhost_user.backend import Backend
@@ -78,6 +79,7 @@ class Server:
         self._thread: threading.Thread | None = None
         self._listener: Listener | None = None
         self._only: Connection | None = None
+        self.accounts = Accounts(storage, self.options.queues)
         self._device_on(GuestMemory())
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -152,19 +154,41 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _device_on(self, memory: GuestMemory) -> VirtioBlkDevice:
+    def metrics(self) -> str:
+        """What was counted so far, as Prometheus reads it: per queue, and over all sessions."""
+        return self.accounts.render()
+
+    def _device_on(self, memory: GuestMemory) -> CountedDevice:
         serial = self.options.serial
-        return VirtioBlkDevice(
+        device = CountedDevice(
             self.storage,
             memory,
             queues=self.options.queues,
             serial=serial_of(self.storage.name) if serial is None else serial,
             poll_us=self.options.poll_us,
         )
+        device.accounts = self.accounts
+        return device
 
-    def _session(self, connection: Connection) -> Backend:
+    def _session(self, connection: Connection) -> _Session:
         memory = GuestMemory()
-        return Backend(connection, self._device_on(memory), memory, max_queue_size=self.options.queue_size)
+        device = self._device_on(memory)
+        return _Session(Backend(connection, device, memory, max_queue_size=self.options.queue_size), self.accounts)
+
+
+class _Session:
+    """One client, counted."""
+
+    def __init__(self, backend: Backend, accounts: Accounts) -> None:
+        self._backend = backend
+        self._accounts = accounts
+
+    def run(self, stop_fd: int) -> str:
+        self._accounts.session_begins()
+        try:
+            return self._backend.run(stop_fd)
+        finally:
+            self._accounts.session_ends()
 
 
 def serve(

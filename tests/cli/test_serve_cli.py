@@ -258,6 +258,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_refused(sock: Path, log: Path
         (["ram:1m", "--socket-path", "/nowhere/a"], "socket /nowhere/a: No such file or directory"),
         (["ram:1m", "--socket-path", "x" * 200], "socket path of 200 bytes"),
         (["ram:1m", "--socket-path", "a", "more"], "unknown argument 'more'"),
+        (["ram:1m", "--socket-path", "a", "--metrics", "9100000"], "--metrics '9100000': give PORT or HOST:PORT"),
         (["ram:1m", "--fd", "-1"], "file descriptor -1 is not a socket"),
         (["ram:1m", "--fd", "0"], "file descriptor 0 is not"),
     ],
@@ -308,3 +309,58 @@ def restored_fd(fd: int, other: int) -> Iterator[None]:
     finally:
         os.dup2(kept, fd)
         os.close(kept)
+
+
+# --metrics.
+
+
+def scrape(address: str) -> dict[str, float]:
+    """What an exporter says, by sample."""
+    host, port = address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), 20) as sock:
+        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = b""
+        while piece := sock.recv(1 << 16):
+            text += piece
+    head, _, body = text.decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 200 OK"), head
+    lines = [line for line in body.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def test_metrics_count_requests_over_all_sessions(sock: Path, log: Path) -> None:
+    words = ("--socket-path", str(sock), "--queues", "2", "--metrics", "0")
+    with Serving("ram:1m", *words, log=log) as serving:
+        address = serving.wait_for("metrics")["address"]
+        assert address.startswith("127.0.0.1:")
+        before = scrape(address)
+        assert before['virtblk_info{version="' + virtblk.__version__ + '",disk="ram:1m",read_only="false"}'] == 1
+        assert before["virtblk_disk_size_bytes"] == 1 << 20
+        assert before["virtblk_sessions_total"] == before["virtblk_sessions_active"] == 0
+        for turn in (1, 2):
+            with virtblk.open(f"vhost-user:{sock}") as disk:
+                requests = scrape(address)['virtblk_queue_requests_total{queue="0"}']
+                for _ in range(10):
+                    disk.pread(512, 0)
+                now = scrape(address)
+                assert now['virtblk_queue_requests_total{queue="0"}'] == requests + 10
+                assert now['virtblk_queue_running{queue="0"}'] == 1
+                assert now["virtblk_sessions_total"] == turn
+                assert now["virtblk_sessions_active"] == 1
+            serving.wait_for("session_end", turn)
+            after = scrape(address)
+            assert after['virtblk_queue_requests_total{queue="0"}'] == now['virtblk_queue_requests_total{queue="0"}']
+            assert after['virtblk_queue_running{queue="0"}'] == after["virtblk_sessions_active"] == 0
+        assert after['virtblk_queue_requests_total{queue="1"}'] == 0
+
+
+def test_metrics_where_they_cannot_be(sock: Path, log: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        words = ("ram:1m", "--socket-path", str(sock), "--metrics", port)
+        with Serving(*words, log=log, wait=False) as serving:
+            assert serving.process.wait(300) == 2
+        assert log.read_text().splitlines()[-1] == f"virtblk: metrics on 127.0.0.1:{port}: Address already in use"
+    assert not sock.exists()

@@ -13,12 +13,14 @@ import os
 import re
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any, Final, TextIO, cast
 
 from virtblk.bench.job import parse_cpus
 from virtblk.errors import UsageError
 from virtblk.log import FORMATS, LEVELS, configure
+from virtblk.metrics import parse_address
 from virtblk.names import DiskName, parse_name
 
 CAPABILITIES: Final = {"type": "block", "features": ["read-only", "blk-file"]}
@@ -66,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--serial", metavar="TEXT", help="up to 20 characters (default: after the disk's name)")
     add("--poll-us", type=int, metavar="N", help="an idle queue spins this long before it sleeps (default 32)")
     add("--cpus", metavar="LIST", help="run on these CPUs, such as 0,2-3")
+    add("--metrics", metavar="[HOST:]PORT", help="answer Prometheus on http there (HOST: loopback; PORT 0: any)")
     add("--log-format", choices=FORMATS, default="logfmt", help="lines on standard error (default logfmt)")
     add("--log-level", choices=LEVELS, default="info", help="what is worth a line (default info)")
     add("--print-capabilities", nargs=0, action=_PrintCapabilities, help="print the capabilities as JSON and exit")
@@ -76,12 +79,14 @@ def run(options: argparse.Namespace) -> int:
     name = _disk(options)
     source = _source(options)
     mode = _mode(options.socket_mode)
+    metrics = parse_address(options.metrics) if options.metrics is not None else None
     if options.cpus:
         os.sched_setaffinity(0, parse_cpus("--cpus", options.cpus))
     stopping = _Stopping()
     configure(options.log_format, options.log_level)
 
     # numba and all that, only once the options are known to be right
+    from virtblk.exporter import Exporter
     from virtblk.jit.warmup import progress
     from virtblk.server import ServeOptions, Server
     from virtblk.storage.storage import open_storage
@@ -98,8 +103,12 @@ def run(options: argparse.Namespace) -> int:
         storage.read_only = storage.read_only or options.read_only
         with progress(cast(TextIO, _LogStream())):
             server = Server(storage, wanted)
-        with server:
+        with server, ExitStack() as stack:
             stopping.begin(server.stop)
+            if metrics is not None:
+                exporter = stack.enter_context(Exporter(*metrics, server.metrics).start())
+                address = exporter.address
+                log.info("metrics on http://%s/metrics", address, extra={"event": "metrics", "address": address})
             if isinstance(source, int):
                 server.inherit(source)
             else:
