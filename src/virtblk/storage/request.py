@@ -13,10 +13,16 @@ OP_WRITE = 1
 OP_FLUSH = 2
 OP_NONE = 3  # refused: nothing to execute
 OP_IDENTIFY = 4  # the device answers this one itself
+OP_DISCARD = 5
+OP_WRITE_ZEROES = 6
+
+FLAG_FUA = 1  # the write, or write zeroes, is durable when it ends
+FLAG_UNMAP = 2  # write zeroes may deallocate
 
 #: Which storage it is: `Storage.kind`.
 KIND_MEMORY = 0
 KIND_NULL = 1
+KIND_REQUESTS = 3  # Python objects: io_request.py
 
 #: Requests that a worker takes in one go.
 BATCH = 32

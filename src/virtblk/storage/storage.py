@@ -7,11 +7,13 @@ A storage is described to the workers by integers (kind, address), tested once p
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from virtblk.errors import UsageError
 from virtblk.mem.shm import Mapping
 from virtblk.names import DiskName, format_size
+from virtblk.storage.io_request import Request
 from virtblk.storage.request import KIND_MEMORY, KIND_NULL
 
 
@@ -27,6 +29,27 @@ class Storage:
     read_only: bool = False
     can_flush: bool = True
     _mapping: Mapping | None = None
+    physical_block_size: int = 0
+    min_io_size: int = 0
+    opt_io_size: int = 0
+    alignment_offset: int = 0
+    can_fua: bool = False
+    can_discard: bool = False
+    can_write_zeroes: bool = False
+    can_unmap: bool = False
+    writeback: bool = True
+    writeback_settable: bool = True
+
+    def submit(self, batch: Sequence[Request]) -> None:
+        """Take all requests; each ends later or at once, on any thread."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Before the first request."""
+
+    def counters(self) -> dict[str, float]:
+        """For metrics."""
+        return {}
 
     def populate(self) -> None:
         """Have all memory ready before anything is timed, unless that is more than half of what is free."""
