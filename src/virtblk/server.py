@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from virtblk.jit.warmup import progress
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.names import parse_name
 from virtblk.server_metrics import Accounts, CountedDevice
+from virtblk.storage.filters import apply_filters
 from virtblk.storage.storage import Storage, open_storage
 from virtblk.uapi.virtio_ring import VRING_MAX_NUM
 from virtblk.vhost_user.backend import Backend
@@ -201,19 +203,24 @@ def serve(
     read_only: bool = False,
     poll_us: int = DEFAULT_POLL_US,
     socket_mode: int = 0o600,
+    filters: Sequence[str] = (),
 ) -> Server:
     """Serve `disk` at the Unix socket `path`, on threads of its own, until the Server that is returned is closed.
 
     `disk` is a name (`ram:1g`, `file:/path`), opened and closed here, or an open Storage, which stays the caller's to
     close, after the server. `queues` is how many virtqueues are offered, `queue_size` the largest ring accepted,
     `serial` at most 20 bytes (default: after the name), `poll_us` how long an idle queue spins before it sleeps,
-    `socket_mode` who may connect.
+    `socket_mode` who may connect. `filters` (`["error?rate=10%"]`) change what a disk opened by name does; the first
+    is the outermost.
 
     Raises UsageError for values that cannot work, OpenError where the disk cannot be opened or the socket not made.
     """
     options = ServeOptions(queues, queue_size, serial, poll_us, socket_mode)
     owned = isinstance(disk, str)
     storage = open_storage(parse_name(disk)) if isinstance(disk, str) else disk
+    if filters and not owned:
+        raise UsageError("filters go with a disk's name: wrap an open storage with virtblk.storage.filters.apply_filters")
+    storage = apply_filters(storage, filters)
     storage.read_only = storage.read_only or read_only
     try:
         with progress():

@@ -65,6 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--queues", type=int, default=1, metavar="N", help="virtqueues offered (default 1)")
     add("--queue-size", type=int, default=32768, metavar="N", help="the largest ring accepted (default 32768)")
     add("--read-only", action="store_true", help="refuse writes, and say so to the guest")
+    add(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="NAME[?k=v]",
+        help="change what the disk does; repeatable, the first is the outermost: cow, delay, error, log, rate, ...",
+    )
     add("--serial", metavar="TEXT", help="up to 20 characters (default: after the disk's name)")
     add("--poll-us", type=int, metavar="N", help="an idle queue spins this long before it sleeps (default 32)")
     add("--cpus", metavar="LIST", help="run on these CPUs, such as 0,2-3")
@@ -89,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
     from virtblk.exporter import Exporter
     from virtblk.jit.warmup import progress
     from virtblk.server import ServeOptions, Server
+    from virtblk.storage.filters import apply_filters
     from virtblk.storage.storage import open_storage
 
     wanted = ServeOptions(
@@ -98,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
         poll_us=ServeOptions.poll_us if options.poll_us is None else options.poll_us,
         socket_mode=mode,
     )
-    storage = open_storage(name)
+    storage = apply_filters(open_storage(name), options.filter)
     try:
         storage.read_only = storage.read_only or options.read_only
         with progress(cast(TextIO, _LogStream())):
