@@ -227,6 +227,8 @@ def test_serve_an_open_storage_which_stays_the_callers(tmp_path: Path) -> None:
         ):
             assert disk.read_only
             assert disk.pread(512, 512) == bytes([2]) * 512
+        with pytest.raises(virtblk.UsageError, match="filters go with a disk's name"):
+            virtblk.serve(storage, tmp_path / "a", filters=["readonly"])
     finally:
         storage.close()
 
@@ -247,6 +249,7 @@ def test_closing_a_server_ends_its_session(tmp_path: Path) -> None:
         ("ram:1m", {"queues": 300}, "300 queues"),
         ("ram:1m", {"queue_size": 3}, "queue size 3"),
         ("ram:1m", {"poll_us": -1}, "poll_us -1"),
+        ("ram:1m", {"filters": ["floppy"]}, "floppy"),
         ("ram:1m", {"socket_mode": 0o1777}, "socket mode 1777"),
         ("ram:1m", {"serial": "much longer than twenty"}, "is longer than 20 bytes"),
     ],

@@ -219,7 +219,7 @@ def serve(
     owned = isinstance(disk, str)
     storage = open_storage(parse_name(disk)) if isinstance(disk, str) else disk
     if filters and not owned:
-        raise UsageError("filters go with a disk's name: wrap an open storage with virtblk.storage.filters.apply_filters")
+        raise UsageError("filters go with a disk's name; wrap an open storage by storage.filters.apply_filters")
     storage = apply_filters(storage, filters)
     storage.read_only = storage.read_only or read_only
     try:

@@ -259,6 +259,8 @@ def test_a_stale_socket_is_replaced_and_a_live_one_refused(sock: Path, log: Path
         (["ram:1m", "--socket-path", "x" * 200], "socket path of 200 bytes"),
         (["ram:1m", "--socket-path", "a", "more"], "unknown argument 'more'"),
         (["ram:1m", "--socket-path", "a", "--metrics", "9100000"], "--metrics '9100000': give PORT or HOST:PORT"),
+        (["ram:1m", "--socket-path", "a", "--filter", "floppy"], "'floppy'"),
+        (["ram:1m", "--socket-path", "a", "--filter", "error?rate=lots"], "'lots'"),
         (["ram:1m", "--fd", "-1"], "file descriptor -1 is not a socket"),
         (["ram:1m", "--fd", "0"], "file descriptor 0 is not"),
     ],
