@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,20 @@ _PAIR = re.compile(r'([a-z_]+)=("(?:[^"\\]|\\.)*"|\S+)')
 def parse_logfmt(line: str) -> dict[str, str]:
     """The keys of one line; quotes stay, since tests look for words inside."""
     return dict(_PAIR.findall(line))
+
+
+def scrape(address: str) -> dict[str, float]:
+    """What an exporter says, by sample."""
+    host, port = address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), 20) as sock:
+        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = b""
+        while piece := sock.recv(1 << 16):
+            text += piece
+    head, _, body = text.decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 200 OK"), head
+    lines = [line for line in body.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
 class Serving:

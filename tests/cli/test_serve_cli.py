@@ -17,7 +17,8 @@ import pytest
 
 import virtblk
 from cli.harness import complaint
-from serving import Serving
+from cli.harness import virtblk as virtblk_command
+from serving import Serving, scrape
 from waiting import wait_until
 
 pytestmark = pytest.mark.once
@@ -316,20 +317,6 @@ def restored_fd(fd: int, other: int) -> Iterator[None]:
 # --metrics.
 
 
-def scrape(address: str) -> dict[str, float]:
-    """What an exporter says, by sample."""
-    host, port = address.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), 20) as sock:
-        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        text = b""
-        while piece := sock.recv(1 << 16):
-            text += piece
-    head, _, body = text.decode().partition("\r\n\r\n")
-    assert head.startswith("HTTP/1.1 200 OK"), head
-    lines = [line for line in body.splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
-
-
 def test_metrics_count_requests_over_all_sessions(sock: Path, log: Path) -> None:
     words = ("--socket-path", str(sock), "--queues", "2", "--metrics", "0")
     with Serving("ram:1m", *words, log=log) as serving:
@@ -366,3 +353,23 @@ def test_metrics_where_they_cannot_be(sock: Path, log: Path) -> None:
             assert serving.process.wait(300) == 2
         assert log.read_text().splitlines()[-1] == f"virtblk: metrics on 127.0.0.1:{port}: Address already in use"
     assert not sock.exists()
+
+
+# --filter.
+
+
+def test_errors_that_a_filter_makes_are_all_counted_by_the_driver(sock: Path, log: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "arm"
+    words = ("--filter", f"error?rate=10%&file={trigger}", "--metrics", "0")
+    with Serving("ram:16m", "--socket-path", str(sock), *words, log=log) as serving:
+        address = serving.wait_for("metrics")["address"]
+        check(sock)
+        assert scrape(address)["virtblk_storage_error_injected"] == 0, "not armed"
+        trigger.touch()
+        words = ("--rw", "randread,randwrite", "--runtime", "0.5", "--json", "-")
+        status, out, _ = virtblk_command("bench", f"vhost-user:{sock}", *words)
+        trigger.unlink()
+        assert status == 1
+        errors = sum(run["errors"] for run in json.loads(out)["runs"])
+        assert errors == scrape(address)["virtblk_storage_error_injected"] > 0
+        check(sock)

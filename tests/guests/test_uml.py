@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from guests import files, uml
-from serving import Serving
+from serving import Serving, scrape
 
 pytestmark = [pytest.mark.peer, pytest.mark.once]
 
@@ -140,3 +140,26 @@ def test_discard_and_zeroes_reach_the_file(tmp_path: Path) -> None:
     zeroed = [data[at * MIB : (at + 1) * MIB] == bytes(MIB) for at in range(8)]
     assert zeroed == [False, True, False, True, False, True, False, False]
     assert all(data[at * MIB : (at + 1) * MIB] == b"\xaa" * MIB for at in (0, 2, 4, 6, 7))
+
+
+ERRORS = """
+echo 2 > /sys/block/vda/queue/nomerges
+touch arm
+fio --name=errors --filename=/dev/vda --direct=1 --rw=randrw --bs=4k --size=16m --ioengine=libaio --iodepth=8 \\
+    --continue_on_error=io --output=fio.json --output-format=json --eta=never
+rm arm
+step calm dd if=/dev/vda of=/dev/null bs=64k iflag=direct
+"""
+
+
+def test_the_guest_counts_the_errors_that_a_filter_made(tmp_path: Path) -> None:
+    """Armed after the boot, and with requests that are not merged: one error of the disk is one of fio's."""
+    words = ("--filter", f"error?rate=10%&file={tmp_path / 'arm'}", "--metrics", "0")
+    with served(tmp_path, *words, size=16 * MIB) as (serving, sock):
+        address = serving.wait_for("metrics")["address"]
+        guest = uml.run(ERRORS, sock, tmp_path)
+        check_log(serving)
+        injected = scrape(address)["virtblk_storage_error_injected"]
+    (job,) = json.loads((tmp_path / "fio.json").read_text())["jobs"]
+    assert job["total_err"] == injected > 0, guest
+    assert guest["calm"] == "0", guest
