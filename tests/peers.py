@@ -10,6 +10,9 @@ from typing import Final, NoReturn
 
 import pytest
 
+#: Where scripts/peers unpacks a kernel for guests.
+KERNEL: Final = Path(__file__).parent.parent / ".venv" / "peers"
+
 
 def qemu_storage_daemon() -> str:
     """The path of qemu-storage-daemon; without it the test skips, or fails in CI."""
@@ -64,10 +67,6 @@ def cloud_kernel() -> tuple[Path, Path]:
 def cloud_module(name: str) -> Path:
     """A module of that kernel."""
     return _one(cloud_kernel()[1], name, "linux-image-cloud-amd64")
-
-
-#: Where scripts/peers unpacks the kernel.
-KERNEL: Final = Path(__file__).parent.parent / ".venv" / "peers"
 
 
 def _find(program: str, package: str) -> str:
