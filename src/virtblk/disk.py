@@ -1,6 +1,6 @@
 """Disk: what programs hold. `open()` connects to a device by name; reads, writes and flushes are thread-safe.
 
-Each call crosses into compiled code once per piece of at most 1 MiB: copy into the arena, submit a bio on the bio path,
+Each call crosses into compiled code once per piece of at most 1 MiB: copy into the arena, submit a bio,
 wait by the one waiting rule (spin `poll_us`, then block), copy out. Called on any thread.
 """
 
@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Final
 
 from virtblk.block.bio import REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE
-from virtblk.driver.handle import do_bio
+from virtblk.driver.submit_bio import do_bio
+from virtblk.driver.sysfs import QueueAttributes
 from virtblk.driver.virtio_blk import DriverOptions, Topology, VirtioBlk
 from virtblk.errors import DeviceError, OpenError, UsageError, VirtblkError
 from virtblk.jit.warmup import progress
@@ -97,11 +98,13 @@ def open(
     timeout: float = DEFAULT_TIMEOUT,
     poll_us: int | None = DEFAULT_POLL_US,
     queue_size: int | None = None,
+    use_bio: bool = True,
 ) -> Disk:
     """Open the disk `name` (`ram:512m`, `null:1g`, `vhost-user:/path/to/socket`).
 
     `timeout` in seconds bounds every wait for the device; `poll_us` is how long a call spins before it blocks (0:
-    interrupts only, None: polling only); `queue_size` is the ring's (a power of two from 4 to 32768, default 128).
+    interrupts only, None: polling only); `queue_size` is the ring's (a power of two from 4 to 32768, default 128);
+    `use_bio` False takes the request path (plug, merge, elevator), which `Disk.queue` tunes, instead of the bio path.
 
     Raises UsageError for values that cannot work, OpenError (an OSError) where no session comes about.
     """
@@ -114,6 +117,7 @@ def open(
         read_only=read_only,
         submitters=CALLERS,
         data_bytes=CALLERS * CHUNK,
+        path="bio" if use_bio else "request",
     )
     return Disk(name, *connect(name, options))
 
@@ -183,6 +187,16 @@ class Disk:
     def cache_type(self) -> str:
         """`write back` or `write through`, as the device's config says (sysfs cache_type). flush() works in both."""
         return "write back" if self._device.writeback else "write through"
+
+    @property
+    def use_bio(self) -> bool:
+        """True on the bio path, False on the request path (the posting's module parameter)."""
+        return self._device.path == "bio"
+
+    @property
+    def queue(self) -> QueueAttributes:
+        """The request path's attributes: scheduler, nr_requests, nomerges, iosched; read and set."""
+        return QueueAttributes(self._device.sysfs)
 
     # I/O.
 

@@ -11,7 +11,7 @@ import numpy as np
 from fake_device import FakeDevice
 from virtblk.block.bio import REQ_OP_READ, REQ_OP_WRITE, bio_init
 from virtblk.disk import CALLERS, CHUNK, Disk
-from virtblk.driver.bio_path import submit_bio_wait
+from virtblk.driver.submit_bio import submit_bio_wait
 from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk
 from virtblk.jit.libc import clock_ns
 

@@ -15,11 +15,13 @@ import numpy as np
 from virtblk.bench.histogram import BUCKETS, bucket_of
 from virtblk.bench.verify import BLOCK_GOOD, UNKNOWN, check_block, fill_block
 from virtblk.block.bio import REQ_OP_READ, REQ_OP_WRITE, bio_init
-from virtblk.driver.bio_path import virtblk_harvest, virtblk_make_request
+from virtblk.driver.bio_path import virtblk_harvest
 from virtblk.driver.completion import virtblk_done, virtblk_pending, virtblk_wait
+from virtblk.driver.request_path import blk_finish_plug
+from virtblk.driver.submit_bio import submit_bio
 from virtblk.jit.arith import mix64
 from virtblk.jit.atomics import load_acquire_i64, store_i64
-from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.kernel import cold_kernel, inline_kernel, kernel
 from virtblk.jit.libc import clock_ns
 from virtblk.jit.table import Table
 from virtblk.uapi.virtio_blk import SECTOR_SHIFT
@@ -81,7 +83,7 @@ def next_block(jobs, j, issued):
     return block
 
 
-@kernel
+@inline_kernel
 def submit_one(d, jobs, j, bio, issued, now):
     """Send one bio on its way: 0 or -errno."""
     sub = jobs.jobs[j]["submitter"]
@@ -94,7 +96,7 @@ def submit_one(d, jobs, j, bio, issued, now):
         else:
             store_i64(d.vec_addr[bio], 0)  # a device that reads nothing must not pass with what was there
     bio_init(d.bios, bio, op, 0, offset >> SECTOR_SHIFT, bio, 1, bs, sub)
-    return virtblk_make_request(d, sub, bio, now)
+    return submit_bio(d, sub, bio, now)
 
 
 @cold_kernel
@@ -163,6 +165,10 @@ def job_loop(d, jobs, j):
                     return
                 if issued == limit:
                     break
+            code = blk_finish_plug(d, sub)
+            if code < 0:
+                jobs.jobs[j]["result"] = code
+                return
             stopping = limit > 0 and issued >= limit
         if polling:
             now = clock_ns()

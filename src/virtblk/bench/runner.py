@@ -259,12 +259,9 @@ class Runner:
 
     def _look_for_lost(self) -> None:
         """End the session when one I/O is out for longer than the time-out, even while others come back."""
-        bios = self._device.view.bios
-        out = bios["remaining"] > 0
-        if out.any():
-            oldest = int(bios["submitted_ns"][out].min())
-            if time.monotonic_ns() - oldest > self._options.timeout * 1e9:
-                self._device.break_queue(errno.ETIMEDOUT)
+        oldest = self._device.oldest_start_ns()
+        if oldest is not None and time.monotonic_ns() - oldest > self._options.timeout * 1e9:
+            self._device.break_queue(errno.ETIMEDOUT)
 
     def _notes(self) -> list[str]:
         """One line for the first error of a pass."""

@@ -23,6 +23,7 @@ STEP_PREFLUSH = 0
 STEP_DATA = 1
 STEP_POSTFLUSH = 2
 STEP_DONE = 3
+STEP_REQUEST = 4  # on the request path, where block.blk_flush keeps the sequence
 
 BIO_DTYPE = np.dtype(
     [
@@ -38,6 +39,7 @@ BIO_DTYPE = np.dtype(
         ("submitted_ns", "i8"),  # CLOCK_MONOTONIC at submission
         ("length", "i8"),  # bytes
         ("waited", "i8"),  # 1 once it found the ring full
+        ("next", "i8"),  # request path: the next bio of the same request (bi_next)
     ]
 )
 

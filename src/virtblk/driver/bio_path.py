@@ -6,7 +6,8 @@ under the queue lock, and one kick is offered per bio. A full ring makes the sub
 the submitter when it harvests the step before: the merged kernel needed a work item there, since its completion may not
 sleep; ours is back in the context that may.
 
-Called by submitters. A negative return means that the queue is over, and that no bio of it will end any more.
+Called by submitters, through `driver.submit_bio`. A negative return means that the queue is over, and that no bio of it
+will end any more.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from virtblk.block.bio import (
 )
 from virtblk.block.blk_merge import blk_map_sg
 from virtblk.driver.completion import virtblk_bio_done, virtblk_pending, virtblk_wait, virtblk_wake
+from virtblk.driver.handle import queue_of
 from virtblk.driver.virtblk_req import virtblk_add_req, virtblk_alloc_req, virtblk_setup_req
-from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.kernel import cold_kernel, inline_kernel, kernel
 from virtblk.jit.libc import clock_ns
 from virtblk.jit.lock import mutex_lock, mutex_unlock, wake_up
 from virtblk.uapi.virtio_blk import (
@@ -96,7 +98,7 @@ def virtblk_wait_for_room(d, sub, req, bio, hold):
             return code
 
 
-@kernel
+@inline_kernel
 def virtblk_add_buf_wait(d, sub, req, bio, hold):
     """Add the request, waiting for room as long as it takes: 0, or -errno once the queue is over."""
     code = virtblk_add_buf(d, sub, req, bio, hold)
@@ -118,11 +120,11 @@ def virtblk_end_now(d, sub, bio, error):
     return 0
 
 
-@cold_kernel
+@inline_kernel
 def virtblk_issue_flush(d, sub, bio):
     """One FLUSH request: sector 0, no data (5.2.6.1)."""
     req = virtblk_get_spare(d, sub)
-    virtblk_setup_req(d, req, bio, VIRTIO_BLK_T_FLUSH, 0, 0, False, 0)
+    virtblk_setup_req(d, req, bio, -1, VIRTIO_BLK_T_FLUSH, 0, 0, False, 0)
     d.bios[bio]["remaining"] = 1
     return virtblk_add_buf_wait(d, sub, req, bio, False)
 
@@ -140,7 +142,7 @@ def virtblk_release_hold(d, sub, bio):
     virtblk_wake(d, sub, noted, False)
 
 
-@kernel
+@inline_kernel
 def virtblk_issue_data(d, sub, bio):
     """The bio's data, in one request, or in as many as the limits ask for."""
     op = d.bios[bio]["op"]
@@ -182,7 +184,7 @@ def virtblk_issue_data(d, sub, bio):
             d.bios[bio]["error"] = EINVAL
             break
         split = split or size < left
-        virtblk_setup_req(d, req, bio, kind, sector, entries, kind != VIRTIO_BLK_T_OUT, size)
+        virtblk_setup_req(d, req, bio, -1, kind, sector, entries, kind != VIRTIO_BLK_T_OUT, size)
         code = virtblk_add_buf_wait(d, sub, req, bio, split)
         if code < 0:
             return code
@@ -193,9 +195,10 @@ def virtblk_issue_data(d, sub, bio):
     return 0
 
 
-@kernel
-def virtblk_issue(d, sub, bio, step):
+@cold_kernel
+def virtblk_issue(handle, paths, sub, bio, step):
     """Send what `step` of the bio asks for: 0 or -errno."""
+    d = queue_of(handle, paths)
     d.bios[bio]["step"] = step
     if step == STEP_DONE:
         return virtblk_end_now(d, sub, bio, 0)
@@ -206,14 +209,15 @@ def virtblk_issue(d, sub, bio, step):
     return virtblk_issue_flush(d, sub, bio)
 
 
-@kernel
+@inline_kernel
 def virtblk_make_request(d, sub, bio, now_ns):
     """Submit a bio: 0, or -errno once the queue is over. Its completion comes through virtblk_harvest."""
     d.bios[bio]["submitted_ns"] = now_ns
-    return virtblk_issue(d, sub, bio, bio_first_step(d.bios, bio, d.queue[0]["can_flush"]))
+    step = bio_first_step(d.bios, bio, d.queue[0]["can_flush"])
+    return virtblk_issue(d.queue[0]["handle"], d.paths, sub, bio, step)
 
 
-@kernel
+@inline_kernel
 def virtblk_harvest(d, sub):
     """Take a bio that ended off the submitter's list; -1 where there is none, -errno - 1 once the queue is over.
 
@@ -227,24 +231,7 @@ def virtblk_harvest(d, sub):
         step = bio_next_step(d.bios, bio, d.queue[0]["can_flush"])
         if step == STEP_DONE:
             return bio
-        code = virtblk_issue(d, sub, bio, step)
+        code = virtblk_issue(d.queue[0]["handle"], d.paths, sub, bio, step)
         if code < 0:
             return code - 1
     return -1
-
-
-@cold_kernel
-def submit_bio_wait(d, sub, bio, now_ns):
-    """Submit one bio and wait for it: 0, the bio's errno (positive), or -errno once the queue is over."""
-    code = virtblk_make_request(d, sub, bio, now_ns)
-    if code < 0:
-        return code
-    while True:
-        ended = virtblk_harvest(d, sub)
-        if ended >= 0:
-            return d.bios[ended]["error"]
-        if ended < -1:
-            return ended + 1
-        code = virtblk_wait(d, sub, 0, True)
-        if code < 0:
-            return code

@@ -11,7 +11,7 @@ import logging
 import select
 import threading
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import close as close_fd
 from os import eventfd, eventfd_write
 from typing import Any, Final
@@ -19,10 +19,13 @@ from typing import Any, Final
 import numpy as np
 
 from virtblk.block.bio import REQ_OP_GET_ID
+from virtblk.block.request import RQ_DRIVER
 from virtblk.driver.completion import completion_loop, virtblk_break
-from virtblk.driver.handle import do_bio
 from virtblk.driver.naming import IndexAllocator, virtblk_name_format
 from virtblk.driver.queue import QueueLimits, QueueSetup, example_queue
+from virtblk.driver.submit_bio import do_bio
+from virtblk.driver.sysfs import Sysfs
+from virtblk.driver.virtblk_req import BothPaths, RequestPathOnly
 from virtblk.errors import DeviceError, OpenError, UsageError
 from virtblk.jit.atomics import store_release_i64
 from virtblk.jit.threads import end_thread, start_thread
@@ -50,6 +53,9 @@ PART_BITS: Final = 4
 CLOSE_TIMEOUT: Final = 2.0
 #: Seconds for a thread of ours to see its stop word.
 THREAD_TIMEOUT: Final = 10.0
+
+#: I/O paths by name; the number is the queue's `use_bio`.
+PATHS: Final = {"request": 0, "bio": 1}
 
 DRIVER_FEATURES: Final = frozenset(
     {
@@ -102,6 +108,8 @@ class DriverOptions:
     segments_each: int = 1
     data_bytes: int = 0
     crowded: bool = False
+    path: str = "bio"  # or request; set_path changes it
+    paths: BothPaths | RequestPathOnly = field(default_factory=BothPaths)  # which paths are compiled in
     without: Set[int] = frozenset()  # feature bits to refuse, for tests and comparisons
 
 
@@ -267,7 +275,10 @@ class VirtioBlk:
             timeout_ns=int(options.timeout * 1e9),
             poll_ns=-1 if options.poll_us is None else options.poll_us * 1000,
             crowded=options.crowded,
+            paths=options.paths,
         )
+        if isinstance(options.paths, BothPaths):
+            self.set_path(options.path)
         d = queue.kernel_view
         compile_driver()
         front = self.front
@@ -344,6 +355,40 @@ class VirtioBlk:
         if self.queue.ring.broken:
             text += f": {self.queue.ring.broken}"
         return DeviceError(code, f"{self.title}: {text}")
+
+    @property
+    def path(self) -> str:
+        """The path that bios take: request or bio."""
+        return next(name for name, number in PATHS.items() if number == self.view.queue[0]["use_bio"])
+
+    def set_path(self, path: str) -> None:
+        """Let bios take path `request` or `bio` from now on. For whole runs: nothing is submitted meanwhile.
+
+        Raises UsageError for another name.
+        """
+        if path not in PATHS:
+            raise UsageError(f"path {path!r}: give one of {', '.join(PATHS)}")
+        self.view.queue[0]["use_bio"] = PATHS[path]
+
+    @property
+    def sysfs(self) -> Sysfs:
+        """The attributes by their sysfs names."""
+        return Sysfs(self)
+
+    def oldest_start_ns(self) -> int | None:
+        """When the oldest I/O that the device has was submitted or started (CLOCK_MONOTONIC), or None without any."""
+        d = self.view
+        if d.queue[0]["use_bio"]:
+            out, since = d.bios["remaining"] > 0, d.bios["submitted_ns"]
+        else:
+            out, since = d.q.rq["where"] == RQ_DRIVER, d.q.rq["start_ns"]
+        return int(since[out].min(initial=np.iinfo(np.int64).max)) if out.any() else None
+
+    @property
+    def merges(self) -> int:
+        """Bios, and requests, that joined another request so far."""
+        state = self.view.q.state[0]
+        return int(self.view.submitters["merges"].sum()) + int(state["merges"]) + int(state["rq_merges"])
 
     def break_queue(self, code: int) -> None:
         """End the queue with errno `code` and wake everybody who waits."""
