@@ -14,6 +14,9 @@ REQ_OP_READ = 0
 REQ_OP_WRITE = 1
 REQ_OP_FLUSH = 2  # an empty bio with REQ_PREFLUSH, spelt as an operation
 REQ_OP_GET_ID = 3  # driver-private, as Linux's REQ_OP_DRV_IN
+#: From here on, and GET_ID: no sectors, one segment that the driver made, never split or merged.
+REQ_OP_DISCARD = 4  # the segment holds the ranges (Linux: special_vec)
+REQ_OP_WRITE_ZEROES = 5
 
 REQ_PREFLUSH = 1
 REQ_FUA = 2

@@ -53,7 +53,6 @@ WORKER_DTYPE = np.dtype(
         ("kick_fd", "i8"),
         ("stop_fd", "i8"),
         ("poll_ns", "i8"),
-        ("scratch", "i8"),  # address of 16 bytes for headers in pieces
         ("requests", "i8"),  # counters
         ("kicks", "i8"),
         ("calls", "i8"),
@@ -75,9 +74,7 @@ def process_batch(vr, mem, disk, requests, worker):
             break
         pieces = vr.state[0]["pieces"]
         readable = vr.state[0]["readable"]
-        kind, sector = parse(
-            requests, count, head, vr.piece_addr, vr.piece_len, first, pieces, readable, worker[0]["scratch"]
-        )
+        kind, sector = parse(requests, count, head, vr.piece_addr, vr.piece_len, first, pieces, readable)
         validate(disk, requests, count, kind, sector)
         first += pieces
         size += requests[count]["length"]

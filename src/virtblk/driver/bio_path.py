@@ -13,8 +13,10 @@ will end any more.
 from __future__ import annotations
 
 from virtblk.block.bio import (
+    REQ_OP_DISCARD,
     REQ_OP_GET_ID,
     REQ_OP_READ,
+    REQ_OP_WRITE_ZEROES,
     STEP_DATA,
     STEP_DONE,
     bio_first_step,
@@ -29,10 +31,12 @@ from virtblk.jit.libc import clock_ns
 from virtblk.jit.lock import mutex_lock, mutex_unlock, wake_up
 from virtblk.uapi.virtio_blk import (
     SECTOR_SHIFT,
+    VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 )
 from virtblk.virtio.virtio_ring_split import virtqueue_kick_prepare, virtqueue_notify
 
@@ -153,6 +157,11 @@ def virtblk_issue_data(d, sub, bio):
         kind = VIRTIO_BLK_T_IN
     elif op == REQ_OP_GET_ID:
         kind = VIRTIO_BLK_T_GET_ID
+    elif op == REQ_OP_DISCARD:
+        kind = VIRTIO_BLK_T_DISCARD
+    elif op == REQ_OP_WRITE_ZEROES:
+        kind = VIRTIO_BLK_T_WRITE_ZEROES
+    writable = kind == VIRTIO_BLK_T_IN or kind == VIRTIO_BLK_T_GET_ID
     end = d.bios[bio]["vec"] + d.bios[bio]["vcnt"]
     d.cursors[sub]["vec"] = d.bios[bio]["vec"]
     d.cursors[sub]["offset"] = 0
@@ -161,7 +170,7 @@ def virtblk_issue_data(d, sub, bio):
     while left > 0:
         req = virtblk_get_spare(d, sub)
         first = req * d.queue[0]["sg_elems"] + 1
-        if op == REQ_OP_GET_ID:  # 20 bytes: no sectors, one segment, never split
+        if op >= REQ_OP_GET_ID:  # no sectors, one segment, never split
             d.sg_addr[first] = d.vec_addr[end - 1]
             d.sg_len[first] = left
             entries, size = 1, left
@@ -184,7 +193,7 @@ def virtblk_issue_data(d, sub, bio):
             d.bios[bio]["error"] = EINVAL
             break
         split = split or size < left
-        virtblk_setup_req(d, req, bio, -1, kind, sector, entries, kind != VIRTIO_BLK_T_OUT, size)
+        virtblk_setup_req(d, req, bio, -1, kind, sector, entries, writable, size)
         code = virtblk_add_buf_wait(d, sub, req, bio, split)
         if code < 0:
             return code

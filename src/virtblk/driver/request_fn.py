@@ -7,7 +7,7 @@ is due for all that one run added.
 
 from __future__ import annotations
 
-from virtblk.block.bio import REQ_OP_FLUSH, REQ_OP_GET_ID, REQ_OP_READ
+from virtblk.block.bio import REQ_OP_DISCARD, REQ_OP_FLUSH, REQ_OP_GET_ID, REQ_OP_READ, REQ_OP_WRITE_ZEROES
 from virtblk.block.elevator import blk_peek_request, blk_start_request
 from virtblk.block.request import ELEVATOR_DEADLINE
 from virtblk.block.rq_merge import blk_rq_map_sg
@@ -15,10 +15,12 @@ from virtblk.driver.virtblk_req import virtblk_add_req, virtblk_alloc_req, virtb
 from virtblk.jit.kernel import cold_kernel, kernel
 from virtblk.jit.libc import clock_ns
 from virtblk.uapi.virtio_blk import (
+    VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 )
 from virtblk.virtio.virtio_ring_split import virtqueue_kick_prepare
 
@@ -39,8 +41,12 @@ def do_req(d, who, rq):
     if op == REQ_OP_FLUSH:
         kind = VIRTIO_BLK_T_FLUSH
         entries = 0
-    elif op == REQ_OP_GET_ID:  # 20 bytes in one segment: no sectors
+    elif op >= REQ_OP_GET_ID:  # one segment, and no sectors
         kind = VIRTIO_BLK_T_GET_ID
+        if op == REQ_OP_DISCARD:
+            kind = VIRTIO_BLK_T_DISCARD
+        elif op == REQ_OP_WRITE_ZEROES:
+            kind = VIRTIO_BLK_T_WRITE_ZEROES
         d.sg_addr[first] = d.vec_addr[d.bios[d.q.rq[rq]["bio"]]["vec"]]
         d.sg_len[first] = size
     else:

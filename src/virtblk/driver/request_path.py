@@ -71,7 +71,7 @@ def blk_flush_plug_list(handle, paths, sub):
         if rq < 0:
             break
         list_del(d.q, rq)
-        if rq_is_flush(d.q, rq) or d.q.rq[rq]["op"] == REQ_OP_GET_ID:
+        if rq_is_flush(d.q, rq) or d.q.rq[rq]["op"] >= REQ_OP_GET_ID:
             blk_insert_special(d, rq)
         else:
             elv_add_request(d.q, rq)
@@ -232,7 +232,7 @@ def blk_queue_bio_at(handle, paths, sub, bio, now_ns):
     plain = (op == REQ_OP_READ or op == REQ_OP_WRITE) and d.bios[bio]["flags"] == 0
     segs = 1
     whole = d.bios[bio]["vcnt"] == 1 and d.vec_len[d.bios[bio]["vec"]] == length
-    if op != REQ_OP_GET_ID and (not whole or length > d.q.state[0]["max_seg_len"]):
+    if op < REQ_OP_GET_ID and (not whole or length > d.q.state[0]["max_seg_len"]):
         segs = blk_bio_segments(d, sub, bio) if length else 0
         if segs < 0:
             return blk_queue_split(d, sub, bio)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from virtblk.driver.virtio_blk import VirtioBlk
 
 SCHEDULERS: Final = {"noop": ELEVATOR_NOOP, "deadline": ELEVATOR_DEADLINE}
+CACHE_TYPES: Final = {"write through": False, "write back": True}
 _MS: Final = 1_000_000
 
 
@@ -110,8 +111,13 @@ class Sysfs:
             with queue_lock(d):
                 elevator_switch(d.q, SCHEDULERS[text], clock_ns())
             return
-        if name in ("serial", "cache_type"):
-            raise UsageError(f"{name} cannot be set on this disk")
+        if name == "cache_type":
+            if text not in CACHE_TYPES:
+                raise UsageError(f"cache_type {text!r}: give one of {', '.join(CACHE_TYPES)}")
+            self._device.set_writeback(CACHE_TYPES[text])
+            return
+        if name == "serial":
+            raise UsageError("serial cannot be set: it is the device's")
         number = self._number(name)
         value = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
         if not number.least <= value <= number.most:

@@ -47,6 +47,8 @@ DEFAULT_QUEUE_SIZE: Final = 128
 MIN_QUEUE_SIZE: Final = 4
 #: Bytes of one request at most: what devices of today take in one piece, whatever their segment limits allow.
 MAX_REQUEST_BYTES: Final = 1 << 20
+#: Sectors that a discard or write zeroes names at most where the device sets no limit: as its 32 bits hold, in blocks.
+_NO_SECTOR_LIMIT: Final = (1 << 32) - 128
 #: Linux's PART_BITS: minors of a disk are 2**4 apart.
 PART_BITS: Final = 4
 #: Seconds that a polite end of the session may take before the socket is simply closed.
@@ -71,6 +73,8 @@ DRIVER_FEATURES: Final = frozenset(
         blk.VIRTIO_BLK_F_TOPOLOGY,
         blk.VIRTIO_BLK_F_CONFIG_WCE,
         blk.VIRTIO_BLK_F_MQ,
+        blk.VIRTIO_BLK_F_DISCARD,
+        blk.VIRTIO_BLK_F_WRITE_ZEROES,
     }
 )
 DRIVER_PROTOCOL_FEATURES: Final = (
@@ -137,6 +141,7 @@ class VirtioBlk:
         self._completion: threading.Thread | None = None
         self._monitor: threading.Thread | None = None
         self._monitor_fd = -1
+        self._control = threading.Lock()  # of the socket, once the session runs
         self._closed = False
         self._started = False
         self.abandoned = False  # a thread did not come back: memory and descriptors stay
@@ -197,7 +202,7 @@ class VirtioBlk:
                 continue
         else:
             raise self._refuse("has no blk config: VHOST_USER_GET_CONFIG was refused")
-        config = np.frombuffer(raw.ljust(blk.BLK_CONFIG.itemsize, b"\0"), blk.BLK_CONFIG, 1)[0]
+        config = np.frombuffer(raw.ljust(blk.BLK_CONFIG_SIZE_1_1, b"\0"), blk.BLK_CONFIG_1_1, 1)[0]
         self.config_bytes = raw
         self.capacity = int(config["capacity"])
         if self.capacity >= 1 << 54:
@@ -228,6 +233,9 @@ class VirtioBlk:
             self.writeback = bool(config["writeback"])
         else:
             self.writeback = self.has(blk.VIRTIO_BLK_F_FLUSH)
+        # As Linux: 0 is no limit of its own.
+        self.max_discard_sectors = int(config["max_discard_sectors"]) or _NO_SECTOR_LIMIT
+        self.max_write_zeroes_sectors = int(config["max_write_zeroes_sectors"]) or _NO_SECTOR_LIMIT
         self.device_read_only = self.has(blk.VIRTIO_BLK_F_RO)
         self.read_only = self.options.read_only or self.device_read_only
 
@@ -389,6 +397,24 @@ class VirtioBlk:
         """Bios, and requests, that joined another request so far."""
         state = self.view.q.state[0]
         return int(self.view.submitters["merges"].sum()) + int(state["merges"]) + int(state["rq_merges"])
+
+    def set_writeback(self, writeback: bool) -> None:
+        """Switch the device's cache mode (5.2.6.1), and see that it did. Raises UsageError, OSError, DeviceError."""
+        if not self.has(blk.VIRTIO_BLK_F_CONFIG_WCE):
+            raise UsageError(f"{self.title}: cache_type is fixed on this device: it does not offer CONFIG_WCE")
+        try:
+            with self._control:
+                self.front.set_config(blk.BLK_CONFIG_WRITEBACK, bytes([writeback]))
+                told = self.front.get_config(len(self.config_bytes))[blk.BLK_CONFIG_WRITEBACK]
+        except RequestRefused as error:
+            raise OSError(errno.EIO, f"{self.title}: the device refused to change its cache mode") from error
+        except (ConnectionClosed, TimeoutError, ProtocolError) as error:
+            code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.ENODEV
+            self.break_queue(code)
+            raise self.broken_error() from error
+        self.writeback = bool(told)
+        if self.writeback != writeback:
+            raise OSError(errno.EIO, f"{self.title}: the device kept its cache mode")
 
     def break_queue(self, code: int) -> None:
         """End the queue with errno `code` and wake everybody who waits."""
