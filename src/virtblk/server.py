@@ -207,11 +207,11 @@ def serve(
 ) -> Server:
     """Serve `disk` at the Unix socket `path`, on threads of its own, until the Server that is returned is closed.
 
-    `disk` is a name (`ram:1g`, `file:/path`), opened and closed here, or an open Storage, which stays the caller's to
-    close, after the server. `queues` is how many virtqueues are offered, `queue_size` the largest ring accepted,
-    `serial` at most 20 bytes (default: after the name), `poll_us` how long an idle queue spins before it sleeps,
-    `socket_mode` who may connect. `filters` (`["error?rate=10%"]`) change what a disk opened by name does; the first
-    is the outermost.
+    `disk` is a name (`ram:1g`, `file:/path`), opened and closed here, or an open Storage, which is the caller's to
+    start before and to close after. `queues` is how many virtqueues are offered, `queue_size` the largest ring
+    accepted, `serial` at most 20 bytes (default: after the name), `poll_us` how long an idle queue spins before it
+    sleeps, `socket_mode` who may connect. `filters` (`["error?rate=10%"]`) change what a disk opened by name does; the
+    first is the outermost.
 
     Raises UsageError for values that cannot work, OpenError where the disk cannot be opened or the socket not made.
     """
@@ -223,6 +223,8 @@ def serve(
     storage = apply_filters(storage, filters)
     storage.read_only = storage.read_only or read_only
     try:
+        if owned:
+            storage.start()
         with progress():
             server = Server(storage, options, owned=owned)
     except BaseException:
@@ -334,6 +336,7 @@ def local_device(name: str) -> LocalDevice:
     """A device in this process for `ram:` and `null:` names. Raises UsageError for the others."""
     storage = open_storage(parse_name(name))
     try:
+        storage.start()
         with progress():
             return LocalDevice(storage, serial=serial_of(name))
     except BaseException:
@@ -388,6 +391,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.cpus:
             os.sched_setaffinity(0, _parse_cpus(options.cpus))
         storage = open_storage(parse_name(options.name))
+        storage.start()
         storage.populate()
         with progress(who="virtblk device"):
             device_on(GuestMemory())  # options that cannot be show here, and all is compiled before anybody waits

@@ -17,6 +17,7 @@ import pytest
 
 import virtblk
 from cli.harness import complaint
+from cli.harness import virtblk as virtblk_command
 from serving import Serving, scrape
 from waiting import wait_until
 
@@ -352,3 +353,23 @@ def test_metrics_where_they_cannot_be(sock: Path, log: Path) -> None:
             assert serving.process.wait(300) == 2
         assert log.read_text().splitlines()[-1] == f"virtblk: metrics on 127.0.0.1:{port}: Address already in use"
     assert not sock.exists()
+
+
+# --filter.
+
+
+def test_errors_that_a_filter_makes_are_all_counted_by_the_driver(sock: Path, log: Path, tmp_path: Path) -> None:
+    trigger = tmp_path / "arm"
+    words = ("--filter", f"error?rate=10%&file={trigger}", "--metrics", "0")
+    with Serving("ram:16m", "--socket-path", str(sock), *words, log=log) as serving:
+        address = serving.wait_for("metrics")["address"]
+        check(sock)
+        assert scrape(address)["virtblk_storage_error_injected"] == 0, "not armed"
+        trigger.touch()
+        words = ("--rw", "randread,randwrite", "--runtime", "0.5", "--json", "-")
+        status, out, _ = virtblk_command("bench", f"vhost-user:{sock}", *words)
+        trigger.unlink()
+        assert status == 1
+        errors = sum(run["errors"] for run in json.loads(out)["runs"])
+        assert errors == scrape(address)["virtblk_storage_error_injected"] > 0
+        check(sock)

@@ -109,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
     storage = apply_filters(open_storage(name), options.filter)
     try:
         storage.read_only = storage.read_only or options.read_only
+        storage.start()
         with progress(cast(TextIO, _LogStream())):
             server = Server(storage, wanted)
         with server, ExitStack() as stack:
