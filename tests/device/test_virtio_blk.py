@@ -92,6 +92,13 @@ def test_what_the_storage_cannot_do_is_not_offered(changes: dict[str, bool], les
         assert guest.front.get_config(60) == blk_config(min_io_size=1, **fields)
 
 
+def test_whoever_takes_flush_away_takes_config_wce_with_it() -> None:
+    storage = open_storage(parse_name("null:1m"))
+    device = VirtioBlkDevice(storage, GuestMemory(), without=frozenset({9}))
+    assert device.features & (F_FLUSH | F_WCE) == 0
+    assert device.get_config()[32] == 0
+
+
 @pytest.mark.parametrize(
     ("disk", "queues", "fields"),
     [
