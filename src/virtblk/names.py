@@ -15,7 +15,7 @@ from virtblk.errors import UsageError
 
 #: Every scheme that virtblk will ever take; those of this version are in KNOWN.
 SCHEMES: Final = ("ram", "null", "file", "sim", "nbd", "python", "vhost-user")
-KNOWN: Final = ("ram", "null", "vhost-user")
+KNOWN: Final = ("ram", "null", "file", "vhost-user")
 
 _SIZE = re.compile(r"^\s*(\d{1,40})\s*(?:([kmgtp])i?b?|b?)\s*$", re.IGNORECASE | re.ASCII)
 _SHIFT: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
@@ -102,7 +102,7 @@ def parse_name(text: str) -> DiskName:
         raise UsageError(f"disk {text!r}: scheme {scheme!r} {later} (this version knows {', '.join(KNOWN)})")
     rest, keys = _parse_keys(rest, f"disk {text!r}")
     if not rest:
-        what = "a socket's path" if scheme == "vhost-user" else "a size such as 512m"
+        what = {"vhost-user": "a socket's path", "file": "a path"}.get(scheme, "a size such as 512m")
         raise UsageError(f"disk {text!r}: give {what} after the colon")
     return DiskName(text, scheme, rest, keys)
 

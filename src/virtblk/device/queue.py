@@ -12,6 +12,8 @@ from typing import Any
 
 from virtblk.device.async_worker import SLOT_PIECES, async_worker_loop
 from virtblk.device.dispatcher import Dispatcher, example_mailbox, slots_for
+from virtblk.device.file_queue import FileResources, example_file_queue, file_slots_for
+from virtblk.device.file_worker import file_worker_loop
 from virtblk.device.request import DiskView
 from virtblk.device.worker import PIECES, WORD_DONE, WORD_STOP, WORDS, WORKER_DTYPE, worker_loop
 from virtblk.jit.atomics import store_release_i64
@@ -21,7 +23,8 @@ from virtblk.jit.threads import end_thread, start_thread
 from virtblk.jit.warmup import ensure
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.mem.shm import Words
-from virtblk.storage.request import BATCH, KIND_REQUESTS, REQUEST_DTYPE, give_scratch
+from virtblk.storage.file import FileStorage
+from virtblk.storage.request import BATCH, KIND_FILE, KIND_REQUESTS, REQUEST_DTYPE, give_scratch
 from virtblk.storage.storage import Storage
 from virtblk.uapi.virtio_ring import (
     VRING_AVAIL_ALIGN_SIZE,
@@ -49,6 +52,8 @@ def compile_worker(memory: GuestMemory, disk: DiskView, storage: Storage) -> Non
     arguments = (vring, memory.table, disk, Table(1, REQUEST_DTYPE), Table(1, WORKER_DTYPE))
     if storage.kind == KIND_REQUESTS:
         ensure(async_worker_loop, *arguments, example_mailbox())
+    elif storage.kind == KIND_FILE:
+        ensure(file_worker_loop, *arguments, example_file_queue())
     else:
         ensure(worker_loop, *arguments)
 
@@ -71,8 +76,9 @@ class DeviceQueue:
         self.index = vring.index
         self._err_fd = vring.err_fd
         waits = storage.kind == KIND_REQUESTS
-        records = slots_for(num) if waits else BATCH
-        pieces = records * SLOT_PIECES if waits else PIECES
+        is_file = storage.kind == KIND_FILE
+        records = slots_for(num) if waits else file_slots_for(num) if is_file else BATCH
+        pieces = records * SLOT_PIECES if waits or is_file else PIECES
         self._vring = Vringh(Table(1, VRINGH_DTYPE), Table(pieces), Table(pieces))
         state = self._vring.state[0]
         areas = (
@@ -98,8 +104,9 @@ class DeviceQueue:
         worker["kick_fd"] = vring.kick_fd
         worker["poll_ns"] = poll_ns if vring.kick_fd >= 0 else _POLL_FOREVER
         self._arguments: tuple[Any, ...] = (self._vring, memory.table, disk, self._requests, self.worker)
-        self._loop = async_worker_loop if waits else worker_loop
+        self._loop = async_worker_loop if waits else file_worker_loop if is_file else worker_loop
         self._dispatcher: Dispatcher | None = None
+        self._file: FileResources | None = None
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         worker["stop_fd"] = self._stop_fd
         try:
@@ -107,11 +114,16 @@ class DeviceQueue:
                 name = f"virtblk-dispatch{self.index}"
                 self._dispatcher = Dispatcher(storage, self._vring, self._requests, records, self._stop_fd, name)
                 self._arguments += (self._dispatcher.mailbox,)
+            elif isinstance(storage, FileStorage) and is_file:
+                self._file = FileResources(storage, records)
+                self._arguments += (self._file.queue,)
             ensure(self._loop, *self._arguments)
             self._thread = start_thread(self._run, name=f"virtblk-vq{self.index}")
         except OSError:
             if self._dispatcher is not None:
                 self._dispatcher.stop()
+            if self._file is not None:
+                self._file.close()
             os.close(self._stop_fd)
             raise
 
@@ -134,7 +146,7 @@ class DeviceQueue:
         if self._stop_fd >= 0:
             os.eventfd_write(self._stop_fd, 1)
             while not end_thread(self._thread, self._words.address(WORD_DONE), STOP_TIMEOUT):
-                if self._dispatcher is None:
+                if self._dispatcher is None and self._file is None:
                     # Its memory is about to be unmapped under it; there is no way on from here.
                     log.critical("queue %d: the worker did not stop within %g s", self.index, STOP_TIMEOUT)
                     os.abort()
@@ -142,6 +154,8 @@ class DeviceQueue:
                 log.warning("queue %d: waiting for the disk to end what it was given", self.index)
             if self._dispatcher is not None:
                 self._dispatcher.stop()
+            if self._file is not None:
+                self._file.close()
             os.close(self._stop_fd)
             self._stop_fd = -1
         return int(self._vring.state[0]["last_avail"])

@@ -24,6 +24,7 @@ FLAG_UNMAP = 2  # write zeroes may deallocate
 #: Which storage it is: `Storage.kind`.
 KIND_MEMORY = 0
 KIND_NULL = 1
+KIND_FILE = 2  # compiled, through io_uring: file_state.py
 KIND_REQUESTS = 3  # Python objects: io_request.py
 
 #: Requests that a worker takes in one go.

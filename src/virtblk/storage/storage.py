@@ -72,7 +72,11 @@ def open_storage(name: DiskName) -> Storage:
         from virtblk.storage.ram import NullStorage
 
         return NullStorage(name)
-    raise UsageError(f"disk {name.text!r}: {name.scheme}: is no storage of this version; ram: and null: are")
+    if name.scheme == "file":
+        from virtblk.storage.file import open_file
+
+        return open_file(name)
+    raise UsageError(f"disk {name.text!r}: {name.scheme}: is no storage of this version; ram:, null: and file: are")
 
 
 def block_size_key(name: DiskName) -> int:
