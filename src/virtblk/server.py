@@ -21,7 +21,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -30,9 +30,9 @@ from virtblk.errors import OpenError, UsageError, VirtblkError
 from virtblk.jit.threads import start_thread
 from virtblk.jit.warmup import progress
 from virtblk.mem.guest_memory import GuestMemory
-from virtblk.names import parse_name
+from virtblk.names import DiskName, parse_name
 from virtblk.server_metrics import Accounts, CountedDevice
-from virtblk.storage.filters import apply_filters
+from virtblk.storage.filters import apply_filters, only_read
 from virtblk.storage.storage import Storage, open_storage
 from virtblk.uapi.virtio_ring import VRING_MAX_NUM
 from virtblk.vhost_user.backend import Backend
@@ -217,11 +217,13 @@ def serve(
     """
     options = ServeOptions(queues, queue_size, serial, poll_us, socket_mode)
     owned = isinstance(disk, str)
-    storage = open_storage(parse_name(disk)) if isinstance(disk, str) else disk
-    if filters and not owned:
+    if isinstance(disk, str):
+        storage = open_served(parse_name(disk), read_only=read_only, filters=filters)
+    elif filters:
         raise UsageError("filters go with a disk's name; wrap an open storage by storage.filters.apply_filters")
-    storage = apply_filters(storage, filters)
-    storage.read_only = storage.read_only or read_only
+    else:
+        storage = disk
+        storage.read_only = storage.read_only or read_only
     try:
         if owned:
             storage.start()
@@ -237,6 +239,19 @@ def serve(
     except BaseException:
         server.close()
         raise
+
+
+def open_served(name: DiskName, *, read_only: bool = False, filters: Sequence[str] = ()) -> Storage:
+    """Open a disk under filters, the first outermost; a file that nobody is going to write, for reading only.
+
+    Raises UsageError for a name, key or filter that cannot work, OpenError for what cannot be opened.
+    """
+    never_written = only_read(filters) or read_only
+    if name.scheme == "file" and never_written and "read_only" not in name.keys:
+        name = replace(name, keys=name.keys | {"read_only": "on"})
+    storage = apply_filters(open_storage(name), filters)
+    storage.read_only = storage.read_only or read_only
+    return storage
 
 
 class LocalDevice:

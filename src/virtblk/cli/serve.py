@@ -95,9 +95,7 @@ def run(options: argparse.Namespace) -> int:
     # numba and all that, only once the options are known to be right
     from virtblk.exporter import Exporter
     from virtblk.jit.warmup import progress
-    from virtblk.server import ServeOptions, Server
-    from virtblk.storage.filters import apply_filters
-    from virtblk.storage.storage import open_storage
+    from virtblk.server import ServeOptions, Server, open_served
 
     wanted = ServeOptions(
         queues=options.queues,
@@ -106,9 +104,8 @@ def run(options: argparse.Namespace) -> int:
         poll_us=ServeOptions.poll_us if options.poll_us is None else options.poll_us,
         socket_mode=mode,
     )
-    storage = apply_filters(open_storage(name), options.filter)
+    storage = open_served(name, read_only=options.read_only, filters=options.filter)
     try:
-        storage.read_only = storage.read_only or options.read_only
         storage.start()
         with progress(cast(TextIO, _LogStream())):
             server = Server(storage, wanted)
