@@ -84,6 +84,7 @@ class Arms:
 
     def __init__(self, session: Session, options: JobOptions, workload: str) -> None:
         self.runner = Runner(session, options)
+        self.runner.set_path("bio")
         self.d = session.device.view
         self.options = options
         self.random = workload.startswith("rand")

@@ -72,7 +72,9 @@ class LocalDevice:
 class ChildDevice:
     """A device process on a socket in a private directory; gone, with everything, after `close`."""
 
-    def __init__(self, name: str, *, cpus: str = "", poll_us: int = DEFAULT_POLL_US, queues: int = 1) -> None:
+    def __init__(
+        self, name: str, *, cpus: str = "", poll_us: int = DEFAULT_POLL_US, queues: int = 1, delay_ns: int = 0
+    ) -> None:
         self._directory = tempfile.mkdtemp(prefix="virtblk-")
         self.path = str(Path(self._directory) / "disk.sock")
         command = [sys.executable, "-m", "virtblk.server", name, "--socket-path", self.path]
@@ -80,6 +82,8 @@ class ChildDevice:
         command += ["--remove-directory"]  # nobody else does when this process is killed
         if cpus:
             command += ["--cpus", cpus]
+        if delay_ns:
+            command += ["--delay-ns", str(delay_ns)]
         try:
             # A process group of its own: Ctrl-C at the terminal is for the parent, which then ends the child.
             self.process = subprocess.Popen(
@@ -159,6 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cpus", default="")
     parser.add_argument("--poll-us", type=int, default=DEFAULT_POLL_US)
     parser.add_argument("--queues", type=int, default=1)
+    parser.add_argument("--delay-ns", type=int, default=0, help=argparse.SUPPRESS)  # a slow device, for tests
     parser.add_argument("--remove-directory", action="store_true", help="remove the socket's directory at the end")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="virtblk device: %(message)s", level=logging.WARNING)
@@ -176,7 +181,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     def device_on(memory: GuestMemory) -> VirtioBlkDevice:
         serial = serial_of(options.name)
-        return VirtioBlkDevice(storage, memory, serial=serial, poll_us=options.poll_us, queues=options.queues)
+        return VirtioBlkDevice(
+            storage,
+            memory,
+            serial=serial,
+            poll_us=options.poll_us,
+            queues=options.queues,
+            delay_ns=options.delay_ns,
+        )
 
     def session(connection: Connection) -> Backend:
         memory = GuestMemory()

@@ -18,13 +18,15 @@ from virtblk.jit.libc import clock_ns
 #: Data memory of one submitter, in bytes.
 SPAN = 64 * 1024
 SEGMENTS = 32
+#: What drivers are opened with unless a test says otherwise; the fixture `both_paths` changes the path.
+DEFAULTS: dict[str, Any] = {"timeout": 10, "path": "bio"}
 
 
 @contextmanager
 def driver(device: FakeDevice, **options: Any) -> Iterator[VirtioBlk]:
     """A driver that is closed at the end of the block, with one bio of up to SEGMENTS segments for each submitter."""
     submitters = options.get("submitters", 1)
-    given = {"timeout": 10, "segments_each": SEGMENTS, "data_bytes": submitters * SPAN} | options
+    given = DEFAULTS | {"segments_each": SEGMENTS, "data_bytes": submitters * SPAN} | options
     opened = VirtioBlk(device.client, "fake", DriverOptions(**given))
     try:
         yield opened
@@ -35,7 +37,7 @@ def driver(device: FakeDevice, **options: Any) -> Iterator[VirtioBlk]:
 @contextmanager
 def on(device: FakeDevice, **options: Any) -> Iterator[Disk]:
     """A Disk on a fake device, set up as open() does; both are closed at the end of the block."""
-    given = {"timeout": 10, "submitters": CALLERS, "data_bytes": CALLERS * CHUNK} | options
+    given = DEFAULTS | {"submitters": CALLERS, "data_bytes": CALLERS * CHUNK} | options
     with device, Disk("fake", VirtioBlk(device.client, "fake", DriverOptions(**given)), None) as disk:
         yield disk
 
@@ -83,4 +85,3 @@ def read(opened: VirtioBlk, sector: int, size: int, *, sub: int = 0) -> bytes | 
     memory_of(opened, sub)[:size] = 0xEE
     code = submit(opened, REQ_OP_READ, sector, size, sub=sub)
     return code or memory_of(opened, sub)[:size].tobytes()
-

@@ -15,6 +15,8 @@ from virtblk.block.request import (
     LIST_FLUSH,
     LIST_FLUSH_DATA,
     RQ_DISPATCH,
+    RQ_FLUSH,
+    RQ_FREE,
     blk_dispatch_tail,
     list_add,
     list_add_tail,
@@ -93,6 +95,7 @@ def blk_kick_flush(q, now_ns):
 def blk_flush_complete_seq(q, rq, steps, error, now_ns):
     """`steps` of the request are done: on to the next one."""
     q.rq[rq]["seq"] |= steps
+    q.rq[rq]["where"] = RQ_FLUSH  # not with the driver any more: its time does not run
     if error and q.rq[rq]["error"] == 0:
         q.rq[rq]["error"] = error
     step = 0 if q.rq[rq]["error"] else blk_flush_cur_seq(q, rq)
@@ -133,6 +136,7 @@ def blk_flush_end_io(q, rq, error, now_ns):
     if rq != q.state[0]["flush_rq"]:
         blk_flush_complete_seq(q, rq, SEQ_DATA, error, now_ns)
         return
+    q.rq[rq]["where"] = RQ_FREE
     running = list_head(q, LIST_FLUSH + q.state[0]["running"])
     q.state[0]["running"] = 1 - q.state[0]["running"]
     while not flush_list_empty(q, running):

@@ -32,6 +32,7 @@ RQ_PLUG = 1
 RQ_ELEVATOR = 2
 RQ_DISPATCH = 3
 RQ_DRIVER = 4
+RQ_FLUSH = 5  # between two steps of its flush sequence, or after the last
 
 RQ_DTYPE = np.dtype(
     [

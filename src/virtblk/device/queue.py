@@ -71,6 +71,7 @@ class DeviceQueue:
         event_idx: bool,
         indirect: bool,
         poll_ns: int,
+        delay_ns: int = 0,
     ):
         num = vring.num
         self.index = vring.index
@@ -103,6 +104,7 @@ class DeviceQueue:
         worker["call_fd"] = vring.call_fd
         worker["kick_fd"] = vring.kick_fd
         worker["poll_ns"] = poll_ns if vring.kick_fd >= 0 else _POLL_FOREVER
+        worker["delay_ns"] = delay_ns
         self._arguments: tuple[Any, ...] = (self._vring, memory.table, disk, self._requests, self.worker)
         self._loop = async_worker_loop if waits else file_worker_loop if is_file else worker_loop
         self._dispatcher: Dispatcher | None = None

@@ -64,6 +64,7 @@ class VirtioBlkDevice:
         queues: int = 1,
         serial: str = "",
         poll_us: int = DEFAULT_POLL_US,
+        delay_ns: int = 0,
         without: frozenset[int] = frozenset(),
     ) -> None:
         if not 1 <= queues <= 256:
@@ -75,6 +76,7 @@ class VirtioBlkDevice:
         self._memory = memory
         self._storage = storage
         self._poll_ns = poll_us * 1000
+        self._delay_ns = delay_ns
         self._queues: dict[int, DeviceQueue] = {}
         self._vrings: dict[int, Vring] = {}
         self._accepted = 0
@@ -165,6 +167,7 @@ class VirtioBlkDevice:
             event_idx=bool(self._accepted >> VIRTIO_RING_F_EVENT_IDX & 1),
             indirect=bool(self._accepted >> VIRTIO_RING_F_INDIRECT_DESC & 1),
             poll_ns=self._poll_ns,
+            delay_ns=self._delay_ns,
         )
         self._vrings[index] = vring
 

@@ -90,6 +90,8 @@ def virtblk_wait_for_room(d, sub, req, bio, hold):
         d.bios[bio]["waited"] = 1
         d.submitters[sub]["ring_full_waits"] += 1
     began = clock_ns()
+    vec = d.cursors[sub]["vec"]  # whoever reaps may start the queue of the request path, and maps with this cursor
+    offset = d.cursors[sub]["offset"]
     room = 1 if d.vq.state[0]["indirect"] else d.requests[req]["readable"] + d.requests[req]["writable"]
     while True:
         code = virtblk_wait(d, sub, room, True)
@@ -97,6 +99,8 @@ def virtblk_wait_for_room(d, sub, req, bio, hold):
             code = virtblk_add_buf(d, sub, req, bio, hold)
         if code == 0 or d.queue[0]["error"]:
             d.submitters[sub]["waited_ns"] += clock_ns() - began
+            d.cursors[sub]["vec"] = vec
+            d.cursors[sub]["offset"] = offset
             if d.vq.state[0]["num_free"] > 0:
                 wake_up(d.queue[0]["queue_wait"], 1)
             return code

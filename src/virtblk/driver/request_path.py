@@ -228,6 +228,7 @@ def blk_queue_bio_at(handle, paths, sub, bio, now_ns):
     if d.bios[bio]["flags"] or op == REQ_OP_FLUSH or length == 0:
         if blk_strip_flush(d, bio):
             d.bios[bio]["step"] = STEP_DONE
+            d.bios[bio]["remaining"] = 0
             return virtblk_end_now(d, sub, bio, 0)
     plain = (op == REQ_OP_READ or op == REQ_OP_WRITE) and d.bios[bio]["flags"] == 0
     segs = 1

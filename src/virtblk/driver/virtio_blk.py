@@ -376,6 +376,8 @@ class VirtioBlk:
         """
         if path not in PATHS:
             raise UsageError(f"path {path!r}: give one of {', '.join(PATHS)}")
+        if PATHS[path] and not isinstance(self.options.paths, BothPaths):
+            raise UsageError(f"path {path!r}: this queue was built without the bio path")
         self.view.queue[0]["use_bio"] = PATHS[path]
 
     @property
