@@ -42,7 +42,7 @@ from virtblk.vhost_user.listener import Listener, inherited_socket
 log = logging.getLogger("virtblk.server")
 
 #: Seconds for a child to start: it may have to compile everything first.
-START_TIMEOUT = 300.0
+START_TIMEOUT = 600.0
 STOP_TIMEOUT = 10.0
 
 

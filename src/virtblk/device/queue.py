@@ -132,7 +132,8 @@ class DeviceQueue:
     def _run(self) -> None:
         self._loop(*self._arguments)
         if self.broken:
-            log.warning("queue %d is broken: %s", self.index, self.broken)
+            extra = {"event": "queue_broken", "queue": self.index, "reason": self.broken}
+            log.warning("queue %d is broken: %s", self.index, self.broken, extra=extra)
             if self._err_fd >= 0 and poll_out(self._err_fd) == 1:  # the peer's: never block there
                 eventfd_signal(self._err_fd)
 
