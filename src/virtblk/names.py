@@ -1,6 +1,7 @@
 """Disk names and sizes, parsed once, here: `SCHEME:REST[?key=value&key=value]`, sizes as fio writes them.
 
-`ram:512m`, `null:1g?block_size=4k`, `vhost-user:/run/disk.sock`. `,` is accepted for `&`. Imports nothing but errors.
+`ram:512m`, `null:1g?block_size=4k`, `file:/var/disk.img`, `vhost-user:/run/disk.sock`. `,` is accepted for `&`. What
+follows `nbd:` is a URI to its end, `?` included: `nbd:nbd+unix:///?socket=/run/nbd.sock`. Imports nothing but errors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from virtblk.errors import UsageError
 
 #: Every scheme that virtblk will ever take; those of this version are in KNOWN.
 SCHEMES: Final = ("ram", "null", "file", "sim", "nbd", "python", "vhost-user")
-KNOWN: Final = ("ram", "null", "vhost-user")
+KNOWN: Final = ("ram", "null", "file", "nbd", "vhost-user")
+
+#: What a name needs after its colon, where that is no size.
+_REST: Final = {
+    "file": "the path of a file or block device",
+    "nbd": "a URI such as nbd://localhost or nbd+unix:///?socket=/run/nbd.sock",
+    "vhost-user": "a socket's path",
+}
 
 _SIZE = re.compile(r"^\s*(\d{1,40})\s*(?:([kmgtp])i?b?|b?)\s*$", re.IGNORECASE | re.ASCII)
 _SHIFT: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
@@ -41,7 +49,7 @@ def format_size(value: int) -> str:
 
 @dataclass(frozen=True)
 class DiskName:
-    """A parsed name. `rest` is what follows the scheme, without the keys."""
+    """A parsed name. `rest` is what follows the scheme, without the keys; of `nbd:`, which has none, all of it."""
 
     text: str
     scheme: str
@@ -69,11 +77,13 @@ def parse_name(text: str) -> DiskName:
     """Parse a disk name. Raises UsageError with the name and what to give instead."""
     scheme, colon, rest = text.partition(":")
     if not colon:
-        raise UsageError(f"disk {text!r} has no scheme: write ram:512m, null:1g or vhost-user:/path/to/socket")
+        raise UsageError(f"disk {text!r} has no scheme: write ram:512m, file:/path/to/image or vhost-user:/path/to/socket")
     if scheme not in KNOWN:
         later = "is for a later version" if scheme in SCHEMES else "is unknown"
         raise UsageError(f"disk {text!r}: scheme {scheme!r} {later} (this version knows {', '.join(KNOWN)})")
-    rest, question, query = rest.partition("?")
+    question, query = "", ""
+    if scheme != "nbd":  # a URI has a `?` of its own
+        rest, question, query = rest.partition("?")
     keys: dict[str, str] = {}
     if question:
         for item in re.split("[&,]", query):
@@ -84,6 +94,5 @@ def parse_name(text: str) -> DiskName:
                 raise UsageError(f"disk {text!r}: key {key!r} is given twice")
             keys[key] = value
     if not rest:
-        what = "a socket's path" if scheme == "vhost-user" else "a size such as 512m"
-        raise UsageError(f"disk {text!r}: give {what} after the colon")
+        raise UsageError(f"disk {text!r}: give {_REST.get(scheme, 'a size such as 512m')} after the colon")
     return DiskName(text, scheme, rest, keys)
