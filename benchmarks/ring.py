@@ -58,7 +58,7 @@ def bare_ring_loop(d, stop, depth, bs, blocks, random, write, buffers, seed):
                 issued += 1
                 d.sg_addr[k * elems + 1] = buffers + k * bs
                 d.sg_len[k * elems + 1] = bs
-                virtblk_setup_req(d, k, 0, kind, block * bs >> SECTOR_SHIFT, 1, not write, bs)
+                virtblk_setup_req(d, k, 0, -1, kind, block * bs >> SECTOR_SHIFT, 1, not write, bs)
                 if virtblk_add_req(d, k) < 0:
                     return -1
             if virtqueue_kick_prepare(d.vq):
@@ -84,6 +84,7 @@ class Arms:
 
     def __init__(self, session: Session, options: JobOptions, workload: str) -> None:
         self.runner = Runner(session, options)
+        self.runner.set_path("bio")
         self.d = session.device.view
         self.options = options
         self.random = workload.startswith("rand")

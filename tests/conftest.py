@@ -43,6 +43,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in deselected]
 
 
+@pytest.fixture(params=["bio", "request"])
+def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test on each path: `driver.harness` opens its drivers on this one."""
+    from driver import harness
+
+    monkeypatch.setitem(harness.DEFAULTS, "path", request.param)
+    return str(request.param)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a file descriptor or a child process behind, unless it is marked `leaky`."""

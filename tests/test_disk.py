@@ -152,6 +152,7 @@ def test_read_only_by_the_device() -> None:
 # Flush.
 
 
+@pytest.mark.usefixtures("both_paths")
 @pytest.mark.parametrize("writeback", [0, 1])
 def test_flush_is_sent_whenever_it_was_negotiated(writeback: int) -> None:
     """qemu-storage-daemon 7.2 says "write through" (writeback 0) and means nothing by it (peers.md, quirk 5)."""
@@ -163,6 +164,7 @@ def test_flush_is_sent_whenever_it_was_negotiated(writeback: int) -> None:
         assert device.seen == [(FLUSH, 0, 0), (OUT, 0, 512), (FLUSH, 0, 0)]
 
 
+@pytest.mark.usefixtures("both_paths")
 def test_without_the_feature_there_is_nothing_to_flush() -> None:
     device = FakeDevice(features=FEATURES & ~F_FLUSH)
     with on(device) as disk:
@@ -174,6 +176,7 @@ def test_without_the_feature_there_is_nothing_to_flush() -> None:
 # I/O that fails.
 
 
+@pytest.mark.usefixtures("both_paths")
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
@@ -198,6 +201,7 @@ def test_an_i_o_that_fails_is_an_os_error_and_the_disk_goes_on(status: int, code
         disk.flush()
 
 
+@pytest.mark.usefixtures("both_paths")
 def test_a_large_write_that_fails_says_where() -> None:
     device = FakeDevice(lambda r: IOERR if r.sector == 2048 else None, config=blk_config(capacity=8192))
     with on(device) as disk:

@@ -53,10 +53,13 @@ METHOD_ALLOCATES = {"astype", "copy", "flatten", "repeat", "tobytes", "tolist"}
 NARROW = {"int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64"}
 
 
+DECORATORS = {"kernel", "cold_kernel", "inline_kernel"}
+
+
 def is_kernel(node: ast.AST) -> bool:
     return isinstance(node, ast.FunctionDef) and any(
-        ast.unparse(decorator).split("(")[0].split(".")[-1] in ("kernel", "cold_kernel") for decorator in
-        node.decorator_list )
+        ast.unparse(decorator).split("(")[0].split(".")[-1] in DECORATORS for decorator in node.decorator_list
+    )
 
 
 def is_text(node: ast.AST) -> bool:

@@ -24,6 +24,9 @@ MAY_IMPORT = {
     "errors": "",
     "status": _GROUND,
     "names": _GROUND,
+    "log": _GROUND,
+    "metrics": _GROUND,
+    "exporter": f"{_LEAF} metrics",
     "jit": _GROUND,
     "mem": f"{_GROUND} status jit",
     "virtio": _LEAF,
@@ -37,12 +40,13 @@ MAY_IMPORT = {
     "vhost_user.listener": f"{_LEAF} virtio {_MESSAGES} vhost_user.backend",
     "driver": _DRIVER,
     "device": _DEVICE,
-    "server": f"{_DEVICE} device names",
+    "server": f"{_DEVICE} device names log metrics exporter server_metrics",
+    "server_metrics": f"{_DEVICE} device metrics virtblk",
     "disk": f"{_DRIVER} driver names server",
     "bench": f"{_DRIVER} {_DEVICE} driver device names server disk virtblk",
-    "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench virtblk",
+    "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench log metrics exporter server_metrics virtblk",
     "__main__": "cli",
-    "virtblk": "errors disk",
+    "virtblk": "errors disk server",
 }
 
 #: The only importers of Numba, and what the façade must not load.

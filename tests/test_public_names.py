@@ -10,7 +10,7 @@ import pytest
 import virtblk
 
 ERRORS = {"VirtblkError", "UsageError", "OpenError", "DeviceError"}
-PUBLIC = {"__version__", "open", "Disk"} | ERRORS
+PUBLIC = {"__version__", "open", "Disk", "serve", "Server"} | ERRORS
 
 
 def test_all_is_the_documented_list() -> None:
@@ -40,11 +40,13 @@ def test_every_error_is_a_virtblk_error_with_a_docstring(name: str) -> None:
     assert error.__doc__
 
 
-def test_every_public_member_of_disk_has_a_docstring() -> None:
-    members = {name: value for name, value in vars(virtblk.Disk).items() if not name.startswith("_")}
+@pytest.mark.parametrize("name", ["Disk", "Server"])
+def test_every_public_member_has_a_docstring(name: str) -> None:
+    members = {name: value for name, value in vars(getattr(virtblk, name)).items() if not name.startswith("_")}
     assert members
     assert [name for name, value in members.items() if not inspect.getdoc(value)] == []
 
 
-def test_open_has_a_docstring() -> None:
-    assert inspect.getdoc(virtblk.open)
+@pytest.mark.parametrize("name", ["open", "serve"])
+def test_every_verb_has_a_docstring(name: str) -> None:
+    assert inspect.getdoc(getattr(virtblk, name))

@@ -14,7 +14,9 @@ import pytest
 
 import virtblk
 from virtblk import server
+from virtblk.names import parse_name
 from virtblk.server import ChildDevice, local_device, serial_of
+from virtblk.storage.storage import open_storage
 from waiting import wait_until
 
 pytestmark = pytest.mark.once
@@ -166,6 +168,19 @@ def test_serials_are_names_as_far_as_they_fit() -> None:
     assert serial_of("null:1g?block_size=65536") == "null:1g?block_size=6"
 
 
+@pytest.mark.parametrize(
+    ("name", "serial"),
+    [
+        ("file:/var/lib/disks/root.img", "root.img"),
+        ("file:root.img?cache=none", "root.img"),
+        ("file:/dev/disk/by-id/a-very-long-name-of-a-disk-7", "long-name-of-a-disk-7"[-20:]),
+        ("nbd:nbd://host:10809/export-1", "export-1"),
+    ],
+)
+def test_disks_that_have_a_path_are_told_apart_by_its_end(name: str, serial: str) -> None:
+    assert serial_of(name) == serial
+
+
 def test_regression_the_worker_is_compiled_before_a_driver_waits_for_it() -> None:
     """It took ten seconds of the driver's time-out on a machine that had never run virtblk."""
     code = (
@@ -177,3 +192,96 @@ def test_regression_the_worker_is_compiled_before_a_driver_waits_for_it() -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
+
+
+# serve(): a server in this process.
+
+
+def test_serve_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "disk.sock"
+    with virtblk.serve("ram:1m", path, queues=2, serial="mine", poll_us=0, socket_mode=0o640) as running:
+        assert running.path == str(path)
+        assert path.stat().st_mode & 0o777 == 0o640
+        for turn in range(2):
+            with virtblk.open(f"vhost-user:{path}") as disk:
+                assert (disk.size, disk.serial, disk._device.num_queues) == (1 << 20, "mine", 2)
+                assert disk.pread(512, 0) == bytes([turn]) * 512
+                disk.pwrite(bytes([turn + 1]) * 512, 0)
+    assert not path.exists()
+    running.close()  # harmless
+
+
+def test_serve_an_open_storage_which_stays_the_callers(tmp_path: Path) -> None:
+    storage = open_storage(parse_name("ram:1m"))
+    try:
+        for turn in range(2):
+            with (
+                virtblk.serve(storage, str(tmp_path / "a")),
+                virtblk.open(f"vhost-user:{tmp_path / 'a'}") as disk,
+            ):
+                assert disk.pread(512, 512) == bytes([turn]) * 512
+                disk.pwrite(bytes([turn + 1]) * 512, 512)
+        with (
+            virtblk.serve(storage, tmp_path / "a", read_only=True),
+            virtblk.open(f"vhost-user:{tmp_path / 'a'}") as disk,
+        ):
+            assert disk.read_only
+            assert disk.pread(512, 512) == bytes([2]) * 512
+        with pytest.raises(virtblk.UsageError, match="filters go with a disk's name"):
+            virtblk.serve(storage, tmp_path / "a", filters=["readonly"])
+    finally:
+        storage.close()
+
+
+def test_closing_a_server_ends_its_session(tmp_path: Path) -> None:
+    running = virtblk.serve("ram:1m", tmp_path / "a")
+    with virtblk.open(f"vhost-user:{tmp_path / 'a'}") as disk:
+        disk.pwrite(bytes(512), 0)
+        running.close()
+        with pytest.raises(virtblk.DeviceError):
+            disk.pread(512, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("floppy:", {}, "scheme 'floppy' is unknown"),
+        ("ram:1m", {"queues": 300}, "300 queues"),
+        ("ram:1m", {"queue_size": 3}, "queue size 3"),
+        ("ram:1m", {"poll_us": -1}, "poll_us -1"),
+        ("ram:1m", {"filters": ["floppy"]}, "floppy"),
+        ("ram:1m", {"socket_mode": 0o1777}, "socket mode 1777"),
+        ("ram:1m", {"serial": "much longer than twenty"}, "is longer than 20 bytes"),
+    ],
+)
+def test_what_cannot_be_served_is_a_usage_error(
+    tmp_path: Path, name: str, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(virtblk.UsageError, match=words):
+        virtblk.serve(name, tmp_path / "a", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_socket_that_cannot_be_made(tmp_path: Path) -> None:
+    with virtblk.serve("null:1m", tmp_path / "a"):
+        with pytest.raises(virtblk.OpenError, match="another server answers there") as caught:
+            virtblk.serve("null:1m", tmp_path / "a")
+        assert caught.value.errno == errno.EADDRINUSE
+    with pytest.raises(virtblk.UsageError, match="socket path of"):
+        virtblk.serve("null:1m", tmp_path / ("x" * 120))
+
+
+def test_no_thread_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.EAGAIN, "no thread")
+
+    monkeypatch.setattr(server, "start_thread", refuse)
+    with pytest.raises(OSError, match="no thread"):
+        virtblk.serve("null:1m", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_stop_may_be_said_any_number_of_times(tmp_path: Path) -> None:
+    with virtblk.serve("null:1m", tmp_path / "a") as running:
+        os.eventfd_write(running._stop_fd, (1 << 64) - 2)
+        running.stop()

@@ -1,6 +1,6 @@
 """Disk: what programs hold. `open()` connects to a device by name; reads, writes and flushes are thread-safe.
 
-Each call crosses into compiled code once per piece of at most 1 MiB: copy into the arena, submit a bio on the bio path,
+Each call crosses into compiled code once per piece of at most 1 MiB: copy into the arena, submit a bio,
 wait by the one waiting rule (spin `poll_us`, then block), copy out. Called on any thread.
 """
 
@@ -14,8 +14,18 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
 
-from virtblk.block.bio import REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE
-from virtblk.driver.handle import do_bio
+import numpy as np
+
+from virtblk.block.bio import (
+    REQ_FUA,
+    REQ_OP_DISCARD,
+    REQ_OP_FLUSH,
+    REQ_OP_READ,
+    REQ_OP_WRITE,
+    REQ_OP_WRITE_ZEROES,
+)
+from virtblk.driver.submit_bio import do_bio
+from virtblk.driver.sysfs import QueueAttributes
 from virtblk.driver.virtio_blk import DriverOptions, Topology, VirtioBlk
 from virtblk.errors import DeviceError, OpenError, UsageError, VirtblkError
 from virtblk.jit.warmup import progress
@@ -23,7 +33,16 @@ from virtblk.names import parse_name
 from virtblk.server import LocalDevice, local_device
 from virtblk.status import bio_to_os_errno, text_of
 from virtblk.uapi.vhost_user import PROTOCOL_FEATURE_NAMES
-from virtblk.uapi.virtio_blk import BLK_FEATURE_NAMES, SECTOR_SHIFT, SECTOR_SIZE, VIRTIO_BLK_F_FLUSH
+from virtblk.uapi.virtio_blk import (
+    BLK_FEATURE_NAMES,
+    DISCARD_WRITE_ZEROES,
+    SECTOR_SHIFT,
+    SECTOR_SIZE,
+    VIRTIO_BLK_F_DISCARD,
+    VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+)
 from virtblk.uapi.virtio_config import RING_FEATURE_NAMES
 from virtblk.vhost_user.connection import Connection
 
@@ -33,6 +52,13 @@ DEFAULT_TIMEOUT: Final = 30.0
 CALLERS: Final = 16
 #: Bytes that one bio of a Disk carries at most.
 CHUNK: Final = 1 << 20
+_VERBS: Final = {
+    REQ_OP_READ: "read",
+    REQ_OP_WRITE: "write",
+    REQ_OP_FLUSH: "flush",
+    REQ_OP_DISCARD: "discard",
+    REQ_OP_WRITE_ZEROES: "write zeroes",
+}
 #: Seconds that calls have to end once the queue is over.
 CLOSE_TIMEOUT: Final = 10.0
 
@@ -97,11 +123,13 @@ def open(
     timeout: float = DEFAULT_TIMEOUT,
     poll_us: int | None = DEFAULT_POLL_US,
     queue_size: int | None = None,
+    use_bio: bool = True,
 ) -> Disk:
     """Open the disk `name` (`ram:512m`, `null:1g`, `vhost-user:/path/to/socket`).
 
     `timeout` in seconds bounds every wait for the device; `poll_us` is how long a call spins before it blocks (0:
-    interrupts only, None: polling only); `queue_size` is the ring's (a power of two from 4 to 32768, default 128).
+    interrupts only, None: polling only); `queue_size` is the ring's (a power of two from 4 to 32768, default 128);
+    `use_bio` False takes the request path (plug, merge, elevator), which `Disk.queue` tunes, instead of the bio path.
 
     Raises UsageError for values that cannot work, OpenError (an OSError) where no session comes about.
     """
@@ -114,6 +142,7 @@ def open(
         read_only=read_only,
         submitters=CALLERS,
         data_bytes=CALLERS * CHUNK,
+        path="bio" if use_bio else "request",
     )
     return Disk(name, *connect(name, options))
 
@@ -181,8 +210,26 @@ class Disk:
 
     @property
     def cache_type(self) -> str:
-        """`write back` or `write through`, as the device's config says (sysfs cache_type). flush() works in both."""
+        """`write back` or `write through`, as the device's config says (sysfs cache_type). flush() works in both.
+
+        May be set where the device offers CONFIG_WCE; UsageError elsewhere, OSError where the device will not.
+        """
         return "write back" if self._device.writeback else "write through"
+
+    @cache_type.setter
+    def cache_type(self, text: str) -> None:
+        self._check_open()
+        self._device.sysfs.write("cache_type", text)
+
+    @property
+    def use_bio(self) -> bool:
+        """True on the bio path, False on the request path (the posting's module parameter)."""
+        return self._device.path == "bio"
+
+    @property
+    def queue(self) -> QueueAttributes:
+        """The request path's attributes: scheduler, nr_requests, nomerges, iosched; read and set."""
+        return QueueAttributes(self._device.sysfs)
 
     # I/O.
 
@@ -224,7 +271,46 @@ class Disk:
         with self._caller() as caller:
             self._submit(caller, REQ_OP_FLUSH, 0, 0, 0)
 
+    def discard(self, n: int, offset: int) -> None:
+        """Say that the `n` bytes at `offset` are not needed any more; what they read as then is the device's choice.
+
+        Raises OSError: EOPNOTSUPP where the device offers no discard.
+        """
+        limit = self._device.max_discard_sectors
+        self._ranges(REQ_OP_DISCARD, VIRTIO_BLK_F_DISCARD, n, offset, limit, 0)
+
+    def write_zeroes(self, n: int, offset: int, *, unmap: bool = False, fua: bool = False) -> None:
+        """Make the `n` bytes at `offset` read as zeroes, without sending them.
+
+        With `unmap` the device may give their space back; with `fua` they are durable on return. Raises OSError:
+        EOPNOTSUPP where the device cannot.
+        """
+        limit = self._device.max_write_zeroes_sectors
+        flags = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP if unmap else 0
+        self._ranges(REQ_OP_WRITE_ZEROES, VIRTIO_BLK_F_WRITE_ZEROES, n, offset, limit, flags)
+        if fua:
+            self.flush()
+
     # Inside.
+
+    def _ranges(self, op: int, feature: int, n: int, offset: int, limit: int, flags: int) -> None:
+        """A discard or write zeroes, in requests of at most `limit` sectors (5.2.6: one segment each)."""
+        self._check(n, offset, write=True)
+        verb = _VERBS[op]
+        if not self._device.has(feature):
+            raise OSError(errno.EOPNOTSUPP, f"{self._title}: {verb}: the device does not offer {feature_name(feature)}")
+        block = self.block_size >> SECTOR_SHIFT
+        limit = max(limit - limit % block, block)  # pieces that end on the device's blocks: it may not do parts of one
+        sector, left = offset >> SECTOR_SHIFT, n >> SECTOR_SHIFT
+        while left > 0:
+            count = min(left, limit)
+            with self._caller() as caller:
+                payload = np.array([(sector, count, flags)], DISCARD_WRITE_ZEROES).tobytes()
+                self._buffer(caller)[: len(payload)] = np.frombuffer(payload, np.uint8)
+                place = f" of {count << SECTOR_SHIFT} bytes at offset {sector << SECTOR_SHIFT}"
+                self._submit(caller, op, 0, 0, len(payload), place)
+            sector += count
+            left -= count
 
     def _check_open(self) -> None:
         if self._closing:
@@ -268,8 +354,11 @@ class Disk:
     def _buffer(self, caller: int):  # type: ignore[no-untyped-def]  # a NumPy view of the caller's bounce buffer
         return self._device.arena.array(self._buffer_address(caller), CHUNK)
 
-    def _submit(self, caller: int, op: int, flags: int, offset: int, size: int) -> None:
-        """One bio from the caller's bounce buffer, to its end. Raises OSError or DeviceError."""
+    def _submit(self, caller: int, op: int, flags: int, offset: int, size: int, place: str = "") -> None:
+        """One bio from the caller's bounce buffer, to its end. Raises OSError or DeviceError.
+
+        `place` says what the I/O is about, where that is not `size` bytes at `offset`.
+        """
         assert self._device.queue is not None
         handle, address = self._device.queue.handle, self._buffer_address(caller)
         code = do_bio(handle, caller, op, flags, offset >> SECTOR_SHIFT, address, size)
@@ -278,9 +367,8 @@ class Disk:
             raise self._device.broken_error()
         if code > 0:
             os_errno = bio_to_os_errno(code)
-            verb = ("read", "write", "flush")[op]
-            place = f" of {size} bytes at offset {offset}" if size else ""
-            raise OSError(os_errno, f"{self._title}: {verb}{place}: {text_of(os_errno)}")
+            place = place or (f" of {size} bytes at offset {offset}" if size else "")
+            raise OSError(os_errno, f"{self._title}: {_VERBS[op]}{place}: {text_of(os_errno)}")
 
     # The end.
 

@@ -1,4 +1,5 @@
-"""Serve a disk: in this process over a socketpair (`ram:` for open() and tests), or in a child over a real socket.
+"""Serve a disk: to whoever connects (`serve`, `virtblk serve`), to this process over a socketpair (`ram:` for open()
+and tests), or in a child over a real socket.
 
 There is no short cut past the ring: both ends are the ones that talk to strangers. `python -m virtblk.server NAME
 --socket-path PATH` is the child that `virtblk bench` measures against; it lives no longer than its standard input.
@@ -18,24 +19,224 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
 from virtblk.device.virtio_blk import DEFAULT_POLL_US, VirtioBlkDevice
-from virtblk.errors import OpenError, VirtblkError
+from virtblk.errors import OpenError, UsageError, VirtblkError
 from virtblk.jit.threads import start_thread
 from virtblk.jit.warmup import progress
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.names import parse_name
+from virtblk.server_metrics import Accounts, CountedDevice
+from virtblk.storage.filters import apply_filters
 from virtblk.storage.storage import Storage, open_storage
+from virtblk.uapi.virtio_ring import VRING_MAX_NUM
 from virtblk.vhost_user.backend import Backend
 from virtblk.vhost_user.connection import Connection
-from virtblk.vhost_user.listener import Listener
+from virtblk.vhost_user.listener import Listener, inherited_socket
+
+log = logging.getLogger("virtblk.server")
 
 #: Seconds for a child to start: it may have to compile everything first.
 START_TIMEOUT = 300.0
 STOP_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How a disk is served. Raises UsageError for a value that can never work."""
+
+    queues: int = 1  # virtqueues offered
+    queue_size: int = VRING_MAX_NUM  # the largest ring accepted; the front end chooses
+    serial: str | None = None  # None: after the disk's name
+    poll_us: int = DEFAULT_POLL_US  # microseconds that an idle queue spins before it sleeps
+    socket_mode: int = 0o600
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.queues <= 256:
+            raise UsageError(f"{self.queues} queues: give 1 to 256")
+        if not 1 <= self.queue_size <= VRING_MAX_NUM or self.queue_size & (self.queue_size - 1):
+            raise UsageError(f"queue size {self.queue_size}: give a power of two up to {VRING_MAX_NUM}")
+        if not 0 <= self.poll_us <= 10_000_000:
+            raise UsageError(f"poll_us {self.poll_us}: give microseconds from 0 to 10000000")
+        if not 0 <= self.socket_mode <= 0o777:
+            raise UsageError(f"socket mode {self.socket_mode:o}: give octal permissions such as 660")
+
+
+class Server:
+    """A disk that is served to one vhost-user client after the other; `virtblk.serve` makes it.
+
+    A context manager: leaving it ends the session there is, removes the socket and, if `owned`, closes the storage.
+    """
+
+    def __init__(self, storage: Storage, options: ServeOptions | None = None, *, owned: bool = False) -> None:
+        """Compile what serves a ring, so that no client waits for that. Raises UsageError for a serial too long."""
+        self.options = options or ServeOptions()
+        self.storage = storage
+        self._owned = owned
+        self._thread: threading.Thread | None = None
+        self._listener: Listener | None = None
+        self._only: Connection | None = None
+        self.accounts = Accounts(storage, self.options.queues)
+        self._device_on(GuestMemory())
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def listen(self, path: str) -> None:
+        """Make the socket `path`. Raises UsageError for a path too long, OpenError where there can be no socket."""
+        try:
+            self._listener = Listener(path, self.options.socket_mode)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        except OSError as error:
+            raise OpenError(error.errno or errno.EIO, f"socket {path}: {error.strerror}") from None
+
+    def inherit(self, fd: int) -> None:
+        """Use the descriptor of a socket that listens, or of one that is connected: then there is a single session.
+
+        Raises UsageError for anything else.
+        """
+        try:
+            sock, listening = inherited_socket(fd)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if listening:
+            self._listener = Listener.on(sock)
+        else:
+            self._only = Connection(sock)
+
+    @property
+    def path(self) -> str | None:
+        """The socket's file, absolute; None where the socket was inherited."""
+        return self._listener.path if self._listener is not None else None
+
+    def run(self) -> None:
+        """Serve until `stop`, on this thread; with an inherited connection until its end."""
+        if self._listener is not None:
+            self._listener.serve(self._session, self._stop_fd)
+        elif self._only is not None:
+            reason = self._session(self._only).run(self._stop_fd)
+            log.info("session ended: %s", reason, extra={"event": "session_end", "reason": reason})
+
+    def start(self) -> Server:
+        """Serve on a thread of its own until `close`. Raises OSError where there is no thread to be had."""
+        self._thread = start_thread(self.run, name="virtblk-server")
+        return self
+
+    def stop(self) -> None:
+        """Have `run` return once what was begun is finished. From any thread, and from a signal handler."""
+        with suppress(BlockingIOError):  # asked 2**64 - 2 times before
+            os.eventfd_write(self._stop_fd, 1)
+
+    def close(self) -> None:
+        """End the session, remove the socket, close the storage if it is ours. Harmless when repeated."""
+        if self._stop_fd < 0:
+            return
+        self.stop()
+        with ExitStack() as stack:  # in reverse
+            if self._owned:
+                stack.callback(self.storage.close)
+            stack.callback(self._forget_stop_fd)
+            for end in (self._listener, self._only):
+                if end is not None:
+                    stack.callback(end.close)
+            if self._thread is not None:
+                stack.callback(self._thread.join)
+
+    def _forget_stop_fd(self) -> None:
+        fd, self._stop_fd = self._stop_fd, -1
+        os.close(fd)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def metrics(self) -> str:
+        """What was counted so far, as Prometheus reads it: per queue, and over all sessions."""
+        return self.accounts.render()
+
+    def _device_on(self, memory: GuestMemory) -> CountedDevice:
+        serial = self.options.serial
+        device = CountedDevice(
+            self.storage,
+            memory,
+            queues=self.options.queues,
+            serial=serial_of(self.storage.name) if serial is None else serial,
+            poll_us=self.options.poll_us,
+        )
+        device.accounts = self.accounts
+        return device
+
+    def _session(self, connection: Connection) -> _Session:
+        memory = GuestMemory()
+        device = self._device_on(memory)
+        return _Session(Backend(connection, device, memory, max_queue_size=self.options.queue_size), self.accounts)
+
+
+class _Session:
+    """One client, counted."""
+
+    def __init__(self, backend: Backend, accounts: Accounts) -> None:
+        self._backend = backend
+        self._accounts = accounts
+
+    def run(self, stop_fd: int) -> str:
+        self._accounts.session_begins()
+        try:
+            return self._backend.run(stop_fd)
+        finally:
+            self._accounts.session_ends()
+
+
+def serve(
+    disk: str | Storage,
+    path: str | os.PathLike[str],
+    *,
+    queues: int = 1,
+    queue_size: int = VRING_MAX_NUM,
+    serial: str | None = None,
+    read_only: bool = False,
+    poll_us: int = DEFAULT_POLL_US,
+    socket_mode: int = 0o600,
+    filters: Sequence[str] = (),
+) -> Server:
+    """Serve `disk` at the Unix socket `path`, on threads of its own, until the Server that is returned is closed.
+
+    `disk` is a name (`ram:1g`, `file:/path`), opened and closed here, or an open Storage, which is the caller's to
+    start before and to close after. `queues` is how many virtqueues are offered, `queue_size` the largest ring
+    accepted, `serial` at most 20 bytes (default: after the name), `poll_us` how long an idle queue spins before it
+    sleeps, `socket_mode` who may connect. `filters` (`["error?rate=10%"]`) change what a disk opened by name does; the
+    first is the outermost.
+
+    Raises UsageError for values that cannot work, OpenError where the disk cannot be opened or the socket not made.
+    """
+    options = ServeOptions(queues, queue_size, serial, poll_us, socket_mode)
+    owned = isinstance(disk, str)
+    storage = open_storage(parse_name(disk)) if isinstance(disk, str) else disk
+    if filters and not owned:
+        raise UsageError("filters go with a disk's name; wrap an open storage by storage.filters.apply_filters")
+    storage = apply_filters(storage, filters)
+    storage.read_only = storage.read_only or read_only
+    try:
+        if owned:
+            storage.start()
+        with progress():
+            server = Server(storage, options, owned=owned)
+    except BaseException:
+        if owned:
+            storage.close()
+        raise
+    try:
+        server.listen(os.fspath(path))
+        return server.start()
+    except BaseException:
+        server.close()
+        raise
 
 
 class LocalDevice:
@@ -72,7 +273,9 @@ class LocalDevice:
 class ChildDevice:
     """A device process on a socket in a private directory; gone, with everything, after `close`."""
 
-    def __init__(self, name: str, *, cpus: str = "", poll_us: int = DEFAULT_POLL_US, queues: int = 1) -> None:
+    def __init__(
+        self, name: str, *, cpus: str = "", poll_us: int = DEFAULT_POLL_US, queues: int = 1, delay_ns: int = 0
+    ) -> None:
         self._directory = tempfile.mkdtemp(prefix="virtblk-")
         self.path = str(Path(self._directory) / "disk.sock")
         command = [sys.executable, "-m", "virtblk.server", name, "--socket-path", self.path]
@@ -80,6 +283,8 @@ class ChildDevice:
         command += ["--remove-directory"]  # nobody else does when this process is killed
         if cpus:
             command += ["--cpus", cpus]
+        if delay_ns:
+            command += ["--delay-ns", str(delay_ns)]
         try:
             # A process group of its own: Ctrl-C at the terminal is for the parent, which then ends the child.
             self.process = subprocess.Popen(
@@ -135,6 +340,7 @@ def local_device(name: str) -> LocalDevice:
     """A device in this process for `ram:` and `null:` names. Raises UsageError for the others."""
     storage = open_storage(parse_name(name))
     try:
+        storage.start()
         with progress():
             return LocalDevice(storage, serial=serial_of(name))
     except BaseException:
@@ -143,7 +349,10 @@ def local_device(name: str) -> LocalDevice:
 
 
 def serial_of(name: str) -> str:
-    """The serial of a disk of ours: its name, as far as 20 bytes go."""
+    """The serial of a disk of ours, 20 bytes at most: its name, or of one with a path the end of it."""
+    scheme, _, rest = name.partition(":")
+    if scheme in ("file", "nbd"):
+        return rest.partition("?")[0].rstrip("/").rpartition("/")[2][-20:]
     return name[:20]
 
 
@@ -159,6 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cpus", default="")
     parser.add_argument("--poll-us", type=int, default=DEFAULT_POLL_US)
     parser.add_argument("--queues", type=int, default=1)
+    parser.add_argument("--delay-ns", type=int, default=0, help=argparse.SUPPRESS)  # a slow device, for tests
     parser.add_argument("--remove-directory", action="store_true", help="remove the socket's directory at the end")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="virtblk device: %(message)s", level=logging.WARNING)
@@ -176,7 +386,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     def device_on(memory: GuestMemory) -> VirtioBlkDevice:
         serial = serial_of(options.name)
-        return VirtioBlkDevice(storage, memory, serial=serial, poll_us=options.poll_us, queues=options.queues)
+        return VirtioBlkDevice(
+            storage,
+            memory,
+            serial=serial,
+            poll_us=options.poll_us,
+            queues=options.queues,
+            delay_ns=options.delay_ns,
+        )
 
     def session(connection: Connection) -> Backend:
         memory = GuestMemory()
@@ -186,6 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.cpus:
             os.sched_setaffinity(0, _parse_cpus(options.cpus))
         storage = open_storage(parse_name(options.name))
+        storage.start()
         storage.populate()
         with progress(who="virtblk device"):
             device_on(GuestMemory())  # options that cannot be show here, and all is compiled before anybody waits

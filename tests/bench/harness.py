@@ -47,8 +47,9 @@ def a_run(**given: Any) -> RunResult:
 
 
 def options(**given: Any) -> JobOptions:
-    """One quick pass over the disk in 512-byte blocks, unless told otherwise."""
-    return JobOptions(**{"bs": 512, "runtime": 0, "iodepth": 4, "timeout": 20.0, "workloads": ("read",)} | given)
+    """One quick pass over the disk in 512-byte blocks on the bio path, unless told otherwise."""
+    default: dict[str, Any] = {"bs": 512, "runtime": 0, "iodepth": 4, "timeout": 20.0, "workloads": ("read",)}
+    return JobOptions(**default | {"paths": ("bio",)} | given)
 
 
 def disk(script: Any = None, blocks: int = BLOCKS, **given: Any) -> FakeDevice:

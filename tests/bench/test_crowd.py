@@ -25,7 +25,7 @@ def run(disk: str, **given: Any) -> list[RunResult]:
 @pytest.mark.parametrize("poll", [False, True])
 def test_every_job_ends_and_every_block_verifies(poll: bool) -> None:
     workloads = ("randwrite", "randread", "write", "read")
-    results = run("ram:1m", runtime=0.3, verify="crc32c", workloads=workloads, poll=poll, **CROWD)
+    results = run("ram:1m", runtime=0.3, slice_s=0.3, verify="crc32c", workloads=workloads, poll=poll, **CROWD)
     assert [result.workload for result in results] == list(workloads)
     assert [(result.errors, result.notes) for result in results] == [(0, [])] * 4
     assert all(result.ring_full_waits > 0 for result in results)
@@ -33,7 +33,7 @@ def test_every_job_ends_and_every_block_verifies(poll: bool) -> None:
 
 @pytest.mark.parametrize("poll", [False, True])
 def test_a_crowd_stops_when_time_is_up(poll: bool) -> None:
-    (result,) = run("null:1g", runtime=0.3, workloads=("randread",), poll=poll, **CROWD)
+    (result,) = run("null:1g", runtime=0.3, slice_s=0.3, workloads=("randread",), poll=poll, **CROWD)
     assert result.ios >= 256 * 64, "nobody was left out"
     assert result.errors == 0
     assert result.ring_full_waits > 0
@@ -58,3 +58,10 @@ def test_rings_of_other_sizes(queue_size: int) -> None:
     (result,) = run("ram:1m", **given)
     assert (result.ios, result.errors) == (4 * 2048, 0), "no I/O is lost"
     assert (result.ring_full_waits > 0) == (queue_size < 4 * 32)
+
+
+def test_a_crowd_verifies_on_alternating_paths() -> None:
+    given = {"runtime": 0.2, "slice_s": 0.1, "paths": ("request", "bio"), "workloads": ("randwrite",)}
+    results = run("ram:1m", verify="crc32c", **given, **CROWD | {"iodepth": 4})
+    assert [(result.path, result.errors, result.notes) for result in results] == [("request", 0, []), ("bio", 0, [])]
+    assert all(result.ios for result in results)

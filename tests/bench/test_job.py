@@ -19,6 +19,7 @@ from virtblk.bench.job import (
     is_write,
     parse_cpus,
     parse_paths,
+    parse_queue,
     parse_workloads,
 )
 from virtblk.errors import UsageError
@@ -67,6 +68,15 @@ def refusal(call: Any, *arguments: Any, **keywords: Any) -> str:
         ("--verify", "verify", "md5"),
         ("--device-pid", "device_pid", 0),
         ("--device-pid", "device_pid", 1 << 40),
+        ("--slice", "slice_s", 0.0),
+        ("--slice", "slice_s", 0.009),
+        ("--slice", "slice_s", 6.0),
+        ("--slice", "slice_s", float("nan")),
+        ("--confidence", "confidence", 49.0),
+        ("--confidence", "confidence", 100.0),
+        ("--confidence", "confidence", float("nan")),
+        ("--rate-iops", "rate_iops", -1),
+        ("--rate-iops", "rate_iops", 10_000_001),
     ],
 )
 def test_a_value_that_cannot_be_is_named(option: str, field: str, value: Any) -> None:
@@ -102,6 +112,64 @@ def test_defaults_are_those_of_the_issue() -> None:
     assert options.workloads == ("read", "write", "randread", "randwrite")
     assert (options.bs, options.iodepth, options.numjobs, options.batch_submit) == (4096, 32, 1, 1)
     assert (options.queues, options.queue_size, options.timeout, options.poll) == (1, 128, 30.0, False)
+    assert options.paths == ("request", "bio")
+    assert options.confidence == 95
+
+
+# Slices.
+
+
+@pytest.mark.parametrize(
+    ("runtime", "given_slice", "rounds"),
+    [
+        (0.0, None, 1),
+        (5.0, None, 20),
+        (2.5, None, 10),
+        (1.0, None, 10),
+        (0.1, None, 10),
+        (0.05, None, 5),
+        (0.001, None, 1),
+        (250.0, None, 1000),
+        (1e6, None, 1000),
+        (5.0, 0.5, 10),
+        (5.0, 5.0, 1),
+        (1.0, 0.3, 3),
+        (100.0, 0.01, 10_000),
+    ],
+)
+def test_a_run_is_cut_into_equal_slices(runtime: float, given_slice: float | None, rounds: int) -> None:
+    options = JobOptions(runtime=runtime, slice_s=given_slice)
+    assert options.rounds == rounds
+    assert options.slice_seconds * rounds == pytest.approx(runtime)
+
+
+@pytest.mark.parametrize(
+    ("given_options", "says"),
+    [
+        ({"runtime": 0.0, "slice_s": 0.1}, "--runtime 0 is one pass"),
+        ({"runtime": 1000.0, "slice_s": 0.01}, "more than 10000"),
+        ({"rate_iops": 5, "batch_submit": 2}, "--iodepth-batch-submit 2"),
+        ({"share_core": True, "device_cpus": (1,)}, "--device-cpus"),
+        ({"share_core": True, "driver_cpus": (0, 1)}, "--cpus-allowed"),
+        ({"paths": ("bio",) * 9}, "--path bio,bio"),
+    ],
+)
+def test_options_that_do_not_go_together(given_options: dict[str, Any], says: str) -> None:
+    assert says in refusal(JobOptions, **given_options)
+
+
+# --queue.
+
+
+def test_settings_of_the_queue_are_pairs() -> None:
+    words = ["scheduler=noop", "iosched/read_expire=250", "a=b=c"]
+    assert parse_queue(words) == (("scheduler", "noop"), ("iosched/read_expire", "250"), ("a", "b=c"))
+    assert parse_queue([]) == ()
+
+
+@pytest.mark.parametrize("word", ["", "scheduler", "=noop", "scheduler=", "="])
+def test_what_is_no_setting(word: str) -> None:
+    assert refusal(parse_queue, ["a=b", word]).startswith(f"--queue {word!r}: give KEY=VALUE")
 
 
 # --rw, --path.
@@ -122,12 +190,17 @@ def test_an_unknown_workload(text: str) -> None:
     assert "rand-read" in line
 
 
-@pytest.mark.parametrize(("text", "says"), [("request", "not in this version"), ("mq", "not in this"), ("x", "'x'")])
+def test_paths() -> None:
+    assert parse_paths("request") == ("request",)
+    assert parse_paths("bio,request,bio") == ("bio", "request", "bio"), "each is an arm"
+
+
+@pytest.mark.parametrize(("text", "says"), [("auto", "not in this version"), ("mq", "not in this"), ("x", "'x'")])
 def test_an_unknown_path(text: str, says: str) -> None:
     line = refusal(parse_paths, f"bio,{text}")
     assert line.startswith("--path ")
     assert says in line
-    assert "give bio" in line
+    assert "give request or bio" in line
 
 
 def test_what_a_workload_does() -> None:

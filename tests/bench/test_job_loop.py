@@ -229,7 +229,7 @@ def test_a_run_goes_on_where_its_ramp_ended() -> None:
         run.run()
         seen = blocks_of(run.device, IN)
     assert seen == [i % BLOCKS for i in range(len(seen))]
-    with bench(disk(), ramp_time=0.01, iodepth=1, workloads=("randread",)) as run:
+    with bench(disk(), ramp_time=0.2, iodepth=1, workloads=("randread",)) as run:
         run.run()
         seen = blocks_of(run.device, IN)
     ramp = min(len(seen) - BLOCKS, BLOCKS)
@@ -238,7 +238,7 @@ def test_a_run_goes_on_where_its_ramp_ended() -> None:
 
 
 def test_a_run_by_the_clock_goes_round_and_round() -> None:
-    with bench(disk(blocks=8), runtime=0.2) as run:
+    with bench(disk(blocks=8), runtime=0.2, slice_s=0.2) as run:
         result = run.run_one()
         seen = blocks_of(run.device, IN)
     assert result.ios == len(seen) > 8

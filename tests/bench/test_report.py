@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from bench.harness import a_run
 from virtblk import __version__
 from virtblk.bench import report
+from virtblk.bench.comparison import compare
 from virtblk.bench.cpu import Usage
+from virtblk.bench.job import JobOptions
 from virtblk.bench.report import (
     ProgressLine,
     as_json,
@@ -37,7 +39,7 @@ RUN_KEYS = [
     "iops_per_driver_cpu", "iops_per_total_cpu",
 ]
 # fmt: on
-EXTRA_KEYS = ["steal_s", "notes"]
+EXTRA_KEYS = ["steal_s", "notes", "arm", "merges", "dropped", "remarks", "slices", "iops_ci"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_every_cell_ends_under_its_heading(cells: list[list[str]]) -> None:
 
 
 def test_every_figure_of_the_issue_has_its_column() -> None:
-    speed, cost = rows_of(a_run(steal_s=0.25, busy_ns=2_000_000_000))
+    speed, cost = rows_of(a_run(steal_s=0.25, busy_ns=2_000_000_000, merges=7))
     assert dict(speed) == {
         "path": "bio",
         "workload": "randread",
@@ -159,6 +161,7 @@ def test_every_figure_of_the_issue_has_its_column() -> None:
         "kicks/IO": "0.002",
         "irqs/IO": "0.031",
         "ring-full": "5",
+        "merges": "7",
         "ctx": "17",
         "majf": "3",
         "minf": "1.23k",
@@ -189,6 +192,15 @@ def test_a_report_of_nothing_says_so() -> None:
     assert out.getvalue() == "no run was completed\n"
 
 
+def test_what_is_remarkable_is_said_below_the_tables() -> None:
+    out = io.StringIO()
+    print_report([a_run(dropped=2, samples={"iops": [1.0] * 8}, remarks=["too slow"])], out)
+    assert out.getvalue().splitlines()[-2:] == [
+        "bio randread: too slow",
+        "bio randread: 2 of its first slices left out as warm-up, 8 counted",
+    ]
+
+
 # JSON.
 
 
@@ -197,13 +209,17 @@ def no_constant(name: str) -> None:
 
 
 def as_text(*runs: Any) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(json.dumps(as_json({"name": "null:1g"}, list(runs))), parse_constant=no_constant)
+    results = list(runs)
+    told = as_json({"name": "null:1g"}, JobOptions(), results, compare(results, 95.0))
+    value: dict[str, Any] = json.loads(json.dumps(told), parse_constant=no_constant)
     return value
 
 
 def test_keys_are_those_of_the_issue() -> None:
     value = as_text(a_run())
-    assert list(value) == ["virtblk", "device", "runs"]
+    assert list(value) == ["virtblk", "device", "options", "confidence", "slices", "runs", "comparison"]
+    assert (value["confidence"], value["slices"], value["comparison"]) == (95.0, 20, [])
+    assert value["options"]["path"] == ["request", "bio"]
     assert value["virtblk"] == __version__
     (run,) = value["runs"]
     assert list(run) == RUN_KEYS + EXTRA_KEYS

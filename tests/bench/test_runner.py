@@ -12,10 +12,11 @@ from bench.harness import BLOCKS, BS, Bench, bench, blocks_of, disk
 from fake_device import HOLD, Answer, FakeDevice, Request
 from naive.verify import decode
 from naive.virtio_blk import F_RO, FEATURES, IN, IOERR, OK, OUT, UNSUPP
-from virtblk.bench import runner
+from virtblk.bench import crew as crew_module
 from virtblk.bench.stat import RunResult
 from virtblk.errors import DeviceError, UsageError
-from virtblk.jit.atomics import store_release_i64
+from virtblk.jit.atomics import load_acquire_i64, store_release_i64
+from waiting import wait_until
 
 # Failed I/O.
 
@@ -351,12 +352,16 @@ def test_regression_a_thread_that_cannot_start_is_an_error_of_one_line(monkeypat
 def test_regression_an_exception_in_a_job_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checking build raises in kernels: the run waited for ever for the job that was gone."""
 
-    def job_loop(d: Any, jobs: Any, j: int) -> None:
+    def job_thread(d: Any, jobs: Any, crew: Any, j: int) -> None:
         if j == 1:
+            wait_until(lambda: load_acquire_i64(go) != 0)
             raise IndexError("table index is out of bounds")
+        return kernel(d, jobs, crew, j)
 
+    kernel = crew_module.job_thread
     with bench(disk(), numjobs=2) as run:
-        monkeypatch.setattr(runner, "job_loop", job_loop)
+        go = int(run.runner._crew._crew[0]["go"])
+        monkeypatch.setattr(crew_module, "job_thread", job_thread)
         with pytest.raises(IndexError, match="out of bounds"):
             run.run()
 

@@ -285,3 +285,89 @@ def test_too_much_memory_is_refused_before_anything_starts(monkeypatch: pytest.M
     monkeypatch.setattr(session, "ChildDevice", None)
     with pytest.raises(UsageError, match="of buffers"):
         Session("ram:1m", options(numjobs=4096, iodepth=65536, bs=1 << 20))
+
+
+# One core for both.
+
+
+@pytest.mark.usefixtures("four_cpus")
+@pytest.mark.parametrize(("driver", "foreign", "cpu"), [(None, False, 0), ((2,), False, 2), (None, True, 0)])
+def test_driver_and_device_may_share_a_core(driver: Any, foreign: bool, cpu: int) -> None:
+    chosen = choose_cpus(options(share_core=True, driver_cpus=driver), foreign)
+    assert chosen == ((cpu,), (cpu,), f"driver and device share cpu {cpu}")
+
+
+@pytest.mark.once
+def test_a_shared_core_is_shared(affinity: set[int]) -> None:
+    first = min(affinity)
+    with Session("null:1m", options(share_core=True, **QUICK)) as opened:
+        assert opened.child is not None
+        assert os.sched_getaffinity(opened.child.pid) == os.sched_getaffinity(0) == {first}
+        assert [result.errors for result in Runner(opened, opened.options).run()] == [0, 0]
+
+
+# --queue.
+
+
+class FakeSysfs:
+    """Attributes of a queue whose elevator has some of its own."""
+
+    def __init__(self) -> None:
+        self.values = {"serial": "x", "queue/scheduler": "noop", "queue/nr_requests": "128"}
+        self.written: list[tuple[str, str]] = []
+
+    def names(self) -> list[str]:
+        own = ["queue/iosched/read_expire"] if self.values["queue/scheduler"] == "deadline" else []
+        return [*self.values, *own]
+
+    def read(self, name: str) -> str:
+        return self.values.get(name, "500")
+
+    def write(self, name: str, text: str) -> None:
+        if text == "bad":
+            raise UsageError("bad is no number")
+        self.values[name] = text
+        self.written.append((name, text))
+
+
+@pytest.fixture
+def sysfs(monkeypatch: pytest.MonkeyPatch) -> FakeSysfs:
+    fake = FakeSysfs()
+    monkeypatch.setattr(session.VirtioBlk, "sysfs", fake)
+    return fake
+
+
+def test_settings_reach_the_queue_the_scheduler_first(sysfs: FakeSysfs) -> None:
+    """There is no read_expire before there is a deadline."""
+    queue = (("read_expire", "250"), ("queue/nr_requests", "256"), ("scheduler", "deadline"))
+    with bench(disk(), queue=queue) as run:
+        told = run.session.describe()["queue"]
+    assert sysfs.written == [
+        ("queue/scheduler", "deadline"),
+        ("queue/iosched/read_expire", "250"),
+        ("queue/nr_requests", "256"),
+    ]
+    assert told == {"scheduler": "deadline", "nr_requests": "256", "iosched/read_expire": "250"}
+
+
+@pytest.mark.parametrize("key", ["iosched/read_expire", "queue/iosched/read_expire", "read_expire"])
+def test_an_elevators_own_may_be_named_in_short(key: str, sysfs: FakeSysfs) -> None:
+    with bench(disk(), queue=(("scheduler", "deadline"), (key, "1"))):
+        assert sysfs.values["queue/iosched/read_expire"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("colour", "red", "vhost-user:fake has no colour; it has nr_requests, scheduler"),
+        ("serial", "y", "vhost-user:fake has no serial; it has nr_requests, scheduler"),
+        ("read_expire", "1", "vhost-user:fake has no read_expire; it has nr_requests, scheduler"),
+        ("nr_requests", "bad", "bad is no number"),
+    ],
+)
+def test_a_setting_that_cannot_be(key: str, value: str, says: str, sysfs: FakeSysfs) -> None:
+    device = disk()
+    with pytest.raises(UsageError) as caught, bench(device, queue=((key, value),)):
+        pass
+    assert str(caught.value) == f"--queue {key}={value}: {says}"
+    assert sysfs.written == []

@@ -120,8 +120,11 @@ def test_both_arms_ask_for_the_same_blocks_of_the_range() -> None:
         both = arms(run)
         for arm in (both.bare, both.bio):
             before = len(run.device.io)
-            arm(0.3)
-            seen = Counter(request.brief for request in run.device.io[before:])
+            for _ in range(20):  # a busy machine may not get through 64 random blocks in the first
+                arm(0.3)
+                seen = Counter(request.brief for request in run.device.io[before:])
+                if len({sector for _, sector, _ in seen}) == 64:
+                    break
             assert {kind for kind, _, _ in seen} == {IN}
             assert {size for _, _, size in seen} == {512}
             assert {sector for _, sector, _ in seen} == set(range(64))

@@ -17,7 +17,8 @@ from waiting import wait_until
 
 pytestmark = pytest.mark.once
 
-QUICK = ("--runtime", "0.1", "--size", "256k")
+QUICK = ("--runtime", "0.1", "--size", "256k", "--path", "bio")
+BOTH = (*QUICK, "--path", "request,bio")
 #: Seconds after the headline in which the first run has surely begun.
 RUNNING = 0.5
 RUNS = ["read", "write", "randread", "randwrite"]
@@ -33,8 +34,8 @@ def figures(text: str) -> dict[str, Any]:
 
 
 def table(text: str) -> list[dict[str, str]]:
-    """The rows of both tables, each as heading -> cell. Headings may hold one blank, cells none."""
-    tables = [part.splitlines() for part in text.split("\n\n")[1:]]
+    """The rows of the first two tables, each as heading -> cell. Headings may hold one blank, cells none."""
+    tables = [part.splitlines() for part in text.split("\n\n")[1:3]]
     rows: list[dict[str, str]] = []
     for heading, *lines in tables:
         names = re.split(" {2,}", heading)
@@ -61,6 +62,82 @@ def test_the_tables_of_four_workloads(tmp_path: Path) -> None:
         assert row["device ns/IO"] != "-"
         assert row["busy ns/IO"] == "-"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_both_paths_and_the_summary_are_what_a_bench_prints(tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    words = ("--runtime", "0.1", "--size", "256k", "--json", str(target))
+    status, out, err = virtblk("bench", "ram:1m", *words)
+    assert (status, err) == (0, "")
+    rows = table(out)
+    assert [(row["path"], row["workload"]) for row in rows] == [
+        (path, workload) for workload in RUNS for path in ("request", "bio")
+    ] * 2
+    speed, cost = (part for part in out.split("\n\n") if part.startswith("change "))
+    legend = out.split("\n\n")[-1]
+    assert [line.split()[:4] for line in speed.splitlines()[1:]] == [["request", "->", "bio", name] for name in RUNS]
+    assert [line for line in cost.splitlines()[1:] if "%" not in line] == []
+    for posted in ("+28.4%", "+10.1%", "+23.4%", "+19.9%"):
+        assert posted in cost
+    assert "95 % interval" in legend
+    value = figures(target.read_text())
+    assert (value["confidence"], value["slices"]) == (95.0, 10)
+    assert [(run["path"], run["workload"]) for run in value["runs"]] == [
+        (path, workload) for workload in RUNS for path in ("request", "bio")
+    ]
+    assert [one["workload"] for one in value["comparison"]] == RUNS
+    for one in value["comparison"]:
+        assert (one["base"], one["path"]) == ("request", "bio")
+        assert 8 <= one["pairs"] <= 10
+        low, high = one["iops_ci"]
+        assert low <= one["iops_pct"] <= high
+        assert one["iops_per_total_cpu_pct"] is not None
+    for run in value["runs"]:
+        assert run["merges"] >= 0
+        assert len(run["slices"]["iops"]) == 10 - run["dropped"]
+    assert set(value["device"]["queue"]) >= {"scheduler", "nr_requests"}
+
+
+def test_a_run_is_compared_to_itself_and_to_no_other(tmp_path: Path) -> None:
+    first, second, other = (str(tmp_path / name) for name in ("a.json", "b.json", "c.json"))
+    for target, words in ((first, ()), (second, ("--randseed", "2")), (other, ("--iodepth", "1"))):
+        status, _, _ = virtblk("bench", "null:1m", *QUICK, "--rw", "read", "--json", target, *words)
+        assert status == 0
+    status, out, err = virtblk("bench", "--compare", first, second, "--confidence", "99", "--json", "-")
+    assert status == 0
+    (cell,) = figures(out)["cells"]
+    assert (cell["path"], cell["workload"]) == ("bio", "read")
+    assert "drift of the machine between the two runs is outside of these intervals" in err
+    status, out, err = virtblk("bench", "--compare", first, other)
+    assert (status, out) == (2, "")
+    assert err == f"virtblk: --compare: --iodepth is 32 in {first} and 1 in {other}\n"
+
+
+def test_the_preset_prints_ours_beside_the_postings() -> None:
+    words = ("--preset", "posting-ramdisk", "--runtime", "0", "--size", "16k", "--numjobs", "4")
+    status, out, err = virtblk("bench", "ram:1m", *words, "--rw", "read,write")
+    assert (status, err) == (0, "")
+    assert "blocks of 512, 4 x 64 in flight, ring of 256" in out
+    beside = next(part for part in out.split("\n\n") if "posted IOPS" in part)
+    assert [line.split()[:2] for line in beside.splitlines()[1:]] == [
+        [path, workload] for workload in ("read", "write") for path in ("request", "bio")
+    ]
+    assert "182k" in beside
+    assert "234k" in beside
+    assert "inferred" in out
+
+
+def test_a_rate_a_shared_core_and_settings_of_the_queue() -> None:
+    words = ("--rate-iops", "2000", "--share-core", "--queue", "nr_requests=64", "--slice", "0.05")
+    status, out, err = virtblk("bench", "null:1m", *QUICK, "--rw", "randread", *words, "--json", "-")
+    assert status == 0
+    value = figures(out)
+    assert value["device"]["queue"]["nr_requests"] == "64"
+    assert value["device"]["driver_cpus"] == value["device"]["device_cpus"]
+    assert (value["options"]["rate_iops"], value["slices"]) == (2000, 2)
+    (run,) = value["runs"]
+    assert 0 < run["ios"] <= run["runtime_s"] * 2000 + 2, "the first of each slice is due at its start"
+    assert "1 x 32 in flight at 2000 IOPS each" in err
 
 
 def test_reads_alone_say_nothing_of_writing() -> None:
@@ -98,16 +175,18 @@ def test_json_in_a_file_says_what_the_table_says(tmp_path: Path) -> None:
     assert cost["kicks/IO"] == f"{run['kicks'] / run['ios']:.3f}"
 
 
-@pytest.mark.parametrize("words", [(), ("--poll",), ("--use-bio", "1", "--iodepth-batch-submit", "8")])
+@pytest.mark.parametrize("words", [(), ("--poll",), ("--use-bio", "1", "--iodepth-batch-submit", "8"), BOTH])
 def test_verify_finds_nothing_on_a_sound_disk(words: tuple[str, ...]) -> None:
     status, out, err = virtblk("bench", "ram:1m", "--verify", "crc32c", "--bs", "512", *QUICK, *words)
     assert (status, err) == (0, "")
-    assert [row["errors"] for row in table(out)[:4]] == ["0"] * 4
+    count = 8 if words == BOTH else 4
+    assert [row["errors"] for row in table(out)[:count]] == ["0"] * count
 
 
 def test_errors_are_exit_status_1_and_told() -> None:
     """A disk that keeps nothing cannot verify."""
     words = ("--rw", "randread", "--verify", "crc32c", "--runtime", "0", "--size", "256k", "--iodepth", "1")
+    words = (*words, "--path", "bio")
     status, out, _ = virtblk("bench", "null:1m", *words)
     assert status == 1
     assert re.search(r"^bio randread: \d+ errors: first error at offset \d+: no header$", out, re.M)
@@ -115,7 +194,7 @@ def test_errors_are_exit_status_1_and_told() -> None:
 
 def test_one_pass_does_every_block_once() -> None:
     _, out, _ = virtblk("bench", "ram:1m", "--runtime", "0", "--bs", "64k", "--rw", "read,write", "--json", "-")
-    assert [run["ios"] for run in figures(out)["runs"]] == [16, 16]
+    assert [run["ios"] for run in figures(out)["runs"]] == [16] * 4
 
 
 # The end.
@@ -130,7 +209,9 @@ def test_ctrl_c_prints_the_table_so_far(tmp_path: Path) -> None:
         status, out, err = command.wait()
     assert status == 130
     assert err.splitlines()[-1] == "virtblk: interrupted"
-    assert [row["workload"] for row in table(out)] == ["read", "read"]
+    rows = table(out)
+    assert {row["workload"] for row in rows} == {"read"}
+    assert 1 <= len({row["path"] for row in rows}) <= 2, "the second path may have had its turn"
     assert not is_running(child)
     assert list(tmp_path.iterdir()) == []
 
@@ -143,7 +224,7 @@ def test_ctrl_c_still_writes_the_json(tmp_path: Path) -> None:
         command.interrupt()
         status, _, err = command.wait()
     assert (status, "Traceback" in err) == (130, False)
-    assert [run["workload"] for run in figures(target.read_text())["runs"]] == ["read"]
+    assert {run["workload"] for run in figures(target.read_text())["runs"]} == {"read"}
 
 
 @pytest.mark.parametrize("delay", [0, 0.01, 0.1, 0.3])
@@ -177,7 +258,7 @@ def test_a_device_that_is_killed_is_named(words: tuple[str, ...], tmp_path: Path
 
 
 def test_runs_before_the_end_of_the_device_are_printed() -> None:
-    with Command("bench", "null:1m", "--rw", "read,write", "--runtime", "1", "--ramp-time", "0") as command:
+    with Command("bench", "null:1m", "--rw", "read,write", "--runtime", "1", "--path", "bio") as command:
         command.wait_for("null:1m (1m)")
         time.sleep(1 + RUNNING)
         os.kill(command.child(), signal.SIGKILL)

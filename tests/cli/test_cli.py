@@ -59,12 +59,27 @@ BENCH, INFO = "bench", "info"
         (["bench", "--queues", "4"], "--queues 4"),
         (["bench", "--queue-size", "100"], "--queue-size 100"),
         (["bench", "--rw", "reed"], "--rw 'reed'"),
-        (["bench", "--path", "request"], "--path request: not in this version"),
+        (["bench", "--path", "mq"], "--path mq: not in this version; give request or bio"),
         (["bench", "--path", "sideways"], "--path 'sideways'"),
-        (["bench", "--use-bio", "0"], "--path request: not in this version"),
         (["bench", "--use-bio", "2"], "'2'"),
         (["bench", "--use-bio", "1", "--path", "request"], "--use-bio 1 is --path bio, but --path request was given"),
+        (["bench", "--use-bio", "0", "--path", "bio"], "--use-bio 0 is --path request, but --path bio was given"),
         (["bench", "--verify", "md5"], "--verify 'md5'"),
+        (["bench", "--slice", "0"], "--slice 0: give seconds, 0.01 or more"),
+        (["bench", "--slice", "6"], "--slice 6: give no more than --runtime 5"),
+        (["bench", "--slice", "x"], "--slice: 'x' is no number"),
+        (["bench", "--runtime", "0", "--slice", "1"], "--slice 1: --runtime 0 is one pass"),
+        (["bench", "--confidence", "100"], "--confidence 100"),
+        (["bench", "--rate-iops", "0"], "--rate-iops: '0': give 1 or more"),
+        (["bench", "--rate-iops", "many"], "--rate-iops: 'many' is no whole number"),
+        (["bench", "--rate-iops", "5", "--iodepth-batch-submit", "2"], "--iodepth-batch-submit 2: with --rate-iops"),
+        (["bench", "--queue", "scheduler"], "--queue 'scheduler': give KEY=VALUE"),
+        (["bench", "--share-core", "--device-cpus", "0"], "leave out --device-cpus"),
+        (["bench", "--preset", "fast"], "--preset: invalid choice: 'fast'"),
+        (["bench", "--preset", "posting-ramdisk", "--bs", "100"], "--bs 100"),
+        (["bench", "--compare", "a.json"], "--compare: expected 2 arguments"),
+        (["bench", "--compare", "/nowhere/a", "/nowhere/b"], "--compare '/nowhere/a': No such file or directory"),
+        (["bench", "ram:1m", "--compare", "a", "b"], "--compare runs nothing; leave out ram:1m"),
         (["bench", "--cpus-allowed", "a"], "--cpus-allowed 'a'"),
         (["bench", "--device-cpus", "99999"], "--device-cpus '99999': cpu 99999 is not available"),
         (["bench", "--device-pid", "0"], "--device-pid 0"),
@@ -113,7 +128,8 @@ def test_help_names_all_options_of_the_issue(capsys: Capture) -> None:
     text = capsys.readouterr().out
     options = (
         "--rw --path --bs --iodepth --numjobs --size --runtime --ramp-time --iodepth-batch-submit --poll --no-poll "
-        "--verify --randseed --queues --queue-size --timeout --cpus-allowed --device-cpus --device-pid --json --use-bio"
+        "--verify --randseed --queues --queue-size --timeout --cpus-allowed --device-cpus --device-pid --json "
+        "--use-bio --slice --confidence --rate-iops --queue --share-core --preset --compare"
     )
     assert [option for option in options.split() if option not in text] == []
     for disk in ("ram:", "null:", "vhost-user:"):

@@ -14,7 +14,7 @@ from virtblk import __version__
 from virtblk.cli import main
 
 Capture = pytest.CaptureFixture[str]
-F_DISCARD, F_UNHEARD_OF = 1 << 13, 1 << 60
+F_SECURE_ERASE, F_UNHEARD_OF = 1 << 16, 1 << 60
 
 
 def facts(text: str) -> dict[str, Any]:
@@ -76,10 +76,10 @@ def test_every_fact_of_the_config(told: Any) -> None:
 
 
 def test_features_by_name_taken_and_refused(told: Any) -> None:
-    text, value = told(features=FEATURES | F_DISCARD | F_UNHEARD_OF, protocol_features=PROTOCOL_FEATURES | 1 << 4)
+    text, value = told(features=FEATURES | F_SECURE_ERASE | F_UNHEARD_OF, protocol_features=PROTOCOL_FEATURES | 1 << 4)
     assert "VIRTIO_F_VERSION_1" in text["features"]
     assert "VIRTIO_BLK_F_FLUSH" in text["features"]
-    assert text["features_refused"] == ["VIRTIO_BLK_F_DISCARD", "bit 60"]
+    assert text["features_refused"] == ["VIRTIO_BLK_F_SECURE_ERASE", "bit 60"]
     assert "VHOST_USER_PROTOCOL_F_CONFIG" in text["protocol_features"]
     assert len(text["protocol_features_refused"]) == 1
     for key in ("features", "features_refused", "protocol_features", "protocol_features_refused"):

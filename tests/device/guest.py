@@ -15,7 +15,18 @@ from types import TracebackType
 from typing import NamedTuple
 
 from naive.ring import Buffer, Memory, NaiveDriver, Ring
-from naive.virtio_blk import EVENT_IDX, F_FLUSH, F_MQ, IN, INDIRECT, OUT, VERSION_1, VHOST_PROTOCOL
+from naive.virtio_blk import (
+    EVENT_IDX,
+    F_DISCARD,
+    F_FLUSH,
+    F_MQ,
+    F_WRITE_ZEROES,
+    IN,
+    INDIRECT,
+    OUT,
+    VERSION_1,
+    VHOST_PROTOCOL,
+)
 from virtblk.mem import shm
 from virtblk.names import parse_name
 from virtblk.server import LocalDevice
@@ -24,7 +35,7 @@ from virtblk.vhost_user.frontend import Frontend, Region
 from waiting import PATIENCE
 
 USER, GUEST = 0x7000_0000_0000, 0x4000_0000
-FEATURES = VERSION_1 | VHOST_PROTOCOL | INDIRECT | EVENT_IDX | F_FLUSH | F_MQ
+FEATURES = VERSION_1 | VHOST_PROTOCOL | INDIRECT | EVENT_IDX | F_FLUSH | F_MQ | F_DISCARD | F_WRITE_ZEROES
 #: The ring features in all combinations, and their names for test ids.
 RINGS = [FEATURES, FEATURES & ~EVENT_IDX, FEATURES & ~INDIRECT, FEATURES & ~EVENT_IDX & ~INDIRECT]
 RING_NAMES = ["both", "no event_idx", "no indirect", "neither"]
@@ -36,6 +47,11 @@ FRESH = 0xEE  # what device-writable bytes hold before
 def header(kind: int, sector: int = 0) -> bytes:
     """struct virtio_blk_outhdr; a sector of any size, modulo 2^64."""
     return struct.pack("<IIQ", kind & 0xFFFFFFFF, 0, sector % (1 << 64))
+
+
+def segment(sector: int, sectors: int, flags: int = 0) -> bytes:
+    """struct virtio_blk_discard_write_zeroes; each number modulo its width."""
+    return struct.pack("<QII", sector % (1 << 64), sectors % (1 << 32), flags % (1 << 32))
 
 
 class Answer(NamedTuple):
@@ -192,6 +208,7 @@ class Guest:
         base: int = 0,
         serial: str = "device under test",
         start: bool = True,
+        local: LocalDevice | None = None,
     ) -> None:
         storage = open_storage(parse_name(disk)) if isinstance(disk, str) else disk
         self.storage, self.features, self.size = storage, features, size
@@ -200,7 +217,7 @@ class Guest:
         self._mapping = shm.Mapping(size, self.fd)
         self.memory = Windows(self._mapping.array(self._mapping.address, size), GUEST)
         self._next = GUEST
-        self.local = LocalDevice(storage, queues=queues, poll_us=poll_us, serial=serial)
+        self.local = local or LocalDevice(storage, queues=queues, poll_us=poll_us, serial=serial)
         self.device = self.local.device
         self.front = Frontend(self.local.client, PATIENCE)
         step = size // regions

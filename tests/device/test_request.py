@@ -12,10 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import INTERPRETED
-from device.guest import FEATURES, FRESH, Answer, Guest, header
+from device.guest import FEATURES, FRESH, Answer, Guest, header, segment
 from naive.blk_request import NaiveDisk
 from naive.ring import Buffer
-from naive.virtio_blk import F_FLUSH, FLUSH, GET_ID, IN, IOERR, OK, OUT, UNSUPP
+from naive.virtio_blk import (
+    DISCARD,
+    F_DISCARD,
+    F_FLUSH,
+    F_WRITE_ZEROES,
+    FLUSH,
+    GET_ID,
+    IN,
+    IOERR,
+    OK,
+    OUT,
+    UNSUPP,
+    WRITE_ZEROES,
+)
 from virtblk.names import parse_name
 from virtblk.storage.storage import open_storage
 
@@ -45,7 +58,7 @@ def check(disk: NaiveDisk, guest: Guest, sent: bytes, answer: Answer) -> None:
     """The answer is the naive disk's; only what is claimed was written, and no more was claimed than written."""
     room = len(answer.written)
     status, data = disk.serve(sent, room)
-    assert content(guest) == bytes(disk.content)
+    assert content(guest) == disk.content
     if status is None:
         assert answer == (0, b"")
         return
@@ -125,6 +138,51 @@ def test_framings_by_hand(
     check(disk, guest, sent, guest.queue.framed(pieces, writable, indirect=indirect))
 
 
+#: First sector, sectors, flags: mostly what goes, and all kinds of what does not.
+SEGMENT = st.tuples(
+    st.one_of(
+        st.integers(0, CAPACITY), st.sampled_from([CAPACITY + 1, (1 << 55) - 1, 1 << 55, (1 << 63) - 1, (1 << 64) - 1])
+    ),
+    st.one_of(
+        st.integers(0, 4), st.integers(0, 4), st.sampled_from([CAPACITY, CAPACITY + 1, 1 << 23, 1 << 31, (1 << 32) - 1])
+    ),
+    st.sampled_from([0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 1 << 31]),
+)
+
+
+@given(
+    kind=st.sampled_from([DISCARD, WRITE_ZEROES]),
+    segments=st.one_of(st.lists(SEGMENT, max_size=4), st.lists(SEGMENT, min_size=30, max_size=35)),
+    odd=st.sampled_from([0, 0, 0, 0, 0, 1, 8, 15]),
+    readable_cuts=CUTS,
+    writable_cuts=CUTS,
+    seed=st.integers(1, 255),
+    indirect=st.booleans(),
+)
+def test_segments_in_any_framing(
+    guest: Guest,
+    disk: NaiveDisk,
+    kind: int,
+    segments: list[tuple[int, int, int]],
+    odd: int,
+    readable_cuts: list[int],
+    writable_cuts: list[int],
+    seed: int,
+    indirect: bool,
+) -> None:
+    """Discard and write zeroes: the ranges are zeroed, all of them or, where one segment is wrong, none."""
+    fill_disk(guest, disk, seed)
+    sent = header(kind, 1) + b"".join(segment(*each) for each in segments) + bytes(odd)
+    writable = [len(piece) for piece in cut(bytes(1), writable_cuts)]
+    check(disk, guest, sent, guest.queue.framed(cut(sent, readable_cuts), writable, indirect=indirect))
+
+
+def fill_disk(guest: Guest, disk: NaiveDisk, seed: int) -> None:
+    """No byte of the disk is zero."""
+    disk.content[:] = bytes(1 + (seed + i) % 255 for i in range(255)) * (SIZE // 255) + bytes([seed]) * (SIZE % 255)
+    ctypes.memmove(guest.storage.address, bytes(disk.content), SIZE)
+
+
 # Sectors and lengths.
 
 
@@ -189,6 +247,112 @@ def test_get_id_of_any_length(guest: Guest, disk: NaiveDisk, length: int) -> Non
     check(disk, guest, header(GET_ID), answer)
 
 
+# Discard and write zeroes.
+
+
+@pytest.mark.parametrize("kind", [DISCARD, WRITE_ZEROES])
+@pytest.mark.parametrize(
+    ("payload", "status"),
+    [
+        pytest.param(segment(3, 2), OK, id="one segment"),
+        pytest.param(segment(3, 2) + segment(0, 0) + segment(CAPACITY - 1, 1), OK, id="one of them empty"),
+        pytest.param(segment(3, 0), OK, id="nothing"),
+        pytest.param(segment(CAPACITY, 0), OK, id="nothing at the end"),
+        pytest.param(segment(0, CAPACITY), OK, id="everything"),
+        pytest.param(segment(1, 1) * 32, OK, id="32 segments"),
+        pytest.param(segment(1, 1) * 33, IOERR, id="33 segments"),
+        pytest.param(segment(1, 1) * 4096, IOERR, id="4096 segments"),
+        pytest.param(b"", IOERR, id="none"),
+        pytest.param(bytes(1), IOERR, id="1 byte"),
+        pytest.param(segment(3, 2)[:15], IOERR, id="15 bytes"),
+        pytest.param(segment(3, 2) + b"x", IOERR, id="17 bytes"),
+        pytest.param(segment(CAPACITY, 1), IOERR, id="behind the end"),
+        pytest.param(segment(CAPACITY + 1, 0), IOERR, id="nothing behind the end"),
+        pytest.param(segment(3, 2) + segment(1, CAPACITY), IOERR, id="the second too long"),
+        pytest.param(segment(1 << 55, 1), IOERR, id="sector * 512 wraps to 0"),
+        pytest.param(segment(-1, 2), IOERR, id="sector + n wraps to 1"),
+        pytest.param(segment(1 << 63, 1), IOERR, id="sector 2^63"),
+        pytest.param(segment(0, 1 << 23), IOERR, id="n * 512 wraps to 0 in 32 bits"),
+        pytest.param(segment(0, -1), IOERR, id="n 2^32-1"),
+        pytest.param(segment(1, 1, 2), UNSUPP, id="flag 2"),
+        pytest.param(segment(1, 1, 1 << 31), UNSUPP, id="flag 31"),
+        pytest.param(segment(1, 1) + segment(1, 1, -1), UNSUPP, id="all flags"),
+        pytest.param(segment(CAPACITY, 1) + segment(1, 1, 4), UNSUPP, id="outside, and an unknown flag"),
+    ],
+)
+def test_segments_by_hand(guest: Guest, disk: NaiveDisk, kind: int, payload: bytes, status: int) -> None:
+    """5.2.6.2, and bad inputs 30 to 34; nothing changes where it is refused."""
+    fill_disk(guest, disk, 7)
+    answer = guest.queue.request(header(kind) + payload, 1)
+    assert answer == (1, bytes([status]))
+    check(disk, guest, header(kind) + payload, answer)
+
+
+@pytest.mark.parametrize(("kind", "status"), [(DISCARD, UNSUPP), (WRITE_ZEROES, OK)])
+def test_only_write_zeroes_may_unmap(guest: Guest, disk: NaiveDisk, kind: int, status: int) -> None:
+    fill_disk(guest, disk, 8)
+    sent = header(kind) + segment(2, 2, 1)
+    answer = guest.queue.request(sent, 1)
+    assert answer.status == status
+    check(disk, guest, sent, answer)
+
+
+@pytest.mark.parametrize("first", [1, 8, 15])
+def test_a_segment_whose_first_piece_is_short(guest: Guest, disk: NaiveDisk, first: int) -> None:
+    """Bad input 32: SPDK's back end reads 16 bytes from the first piece, whatever its length is."""
+    fill_disk(guest, disk, 9)
+    payload = segment(5, 3) + segment(9, 1)
+    pieces = [header(WRITE_ZEROES), payload[:first], payload[first:]]
+    check(disk, guest, b"".join(pieces), guest.queue.framed(pieces, [1]))
+    assert not any(disk.content[5 * 512 : 8 * 512])
+    assert not any(disk.content[9 * 512 : 10 * 512])
+
+
+def test_one_segment_is_no_longer_than_the_configuration_says() -> None:
+    """5.2.5.2: the limit is what holds, on both sides of it."""
+    with Guest("ram:16m") as guest:
+        config = guest.front.get_config(60)
+        for kind, at in ((DISCARD, 36), (WRITE_ZEROES, 48)):
+            most, segments = struct.unpack_from("<II", config, at)
+            assert (most, segments) == (16384, 32)
+            ctypes.memset(guest.storage.address, 1, guest.storage.size)
+            assert guest.queue.request(header(kind) + segment(1, most + 1), 1).status == IOERR
+            assert content(guest) == b"\1" * guest.storage.size
+            assert guest.queue.request(header(kind) + segment(1, most), 1).status == OK
+            assert content(guest) == b"\1" * 512 + bytes(most * 512) + b"\1" * (guest.storage.size - (most + 1) * 512)
+
+
+@pytest.mark.parametrize(("feature", "kind"), [(F_DISCARD, DISCARD), (F_WRITE_ZEROES, WRITE_ZEROES)])
+def test_what_was_not_negotiated_is_unsupported_and_the_other_is_not(feature: int, kind: int) -> None:
+    """5.2.3: the features are independent of each other."""
+    with Guest(f"ram:{SIZE}", features=FEATURES & ~feature) as guest:
+        disk = NaiveDisk(bytearray(SIZE), SERIAL, ranges=tuple({DISCARD, WRITE_ZEROES} - {kind}))
+        fill_disk(guest, disk, 3)
+        for each in (DISCARD, WRITE_ZEROES):
+            sent = header(each) + segment(each, 1)
+            check(disk, guest, sent, guest.queue.request(sent, 1))
+        assert disk.content[kind * 512]
+
+
+def test_a_write_after_write_zeroes_in_one_batch_is_not_zeroed(guest: Guest, disk: NaiveDisk) -> None:
+    """And the batch's other records keep their own scratch: every header comes in two pieces."""
+    fill_disk(guest, disk, 4)
+    queue = guest.queue
+    queue.stop()
+    mark = guest.mark()
+    tokens = []
+    for sector in range(8):
+        for kind, payload in ((WRITE_ZEROES, segment(sector, 2)), (OUT, bytes([0x40 + sector]) * 512)):
+            sent = header(kind, sector) + payload
+            pieces = [guest.buffer(sent[:5]), guest.buffer(sent[5:])]
+            tokens.append(queue.add([*pieces, guest.room(1)], guest.alloc(48, 16)))
+            disk.serve(sent, 1)
+    queue.start()
+    assert [queue.wait(token) for token in tokens] == [1] * 16
+    assert content(guest) == disk.content
+    guest.release(mark)
+
+
 # Chains without what a request needs.
 
 
@@ -235,9 +399,15 @@ def test_a_read_only_disk_refuses_writes_and_does_not_change(accepted: bool) -> 
     features = FEATURES | 1 << 5 if accepted else FEATURES
     with Guest(storage, features=features) as guest:
         assert guest.offered >> 5 & 1
-        assert guest.queue.request(header(OUT) + b"\xff" * 512, 1) == (1, bytes([IOERR]))
-        assert content(guest) == bytes(SIZE)
-        assert guest.queue.read(0, 512) == bytes(512)
+        ctypes.memset(storage.address, 6, SIZE)
+        for sent in (
+            header(OUT) + b"\xff" * 512,
+            header(DISCARD) + segment(0, 1),
+            header(WRITE_ZEROES) + segment(0, 1),
+        ):
+            assert guest.queue.request(sent, 1) == (1, bytes([IOERR]))
+            assert content(guest) == b"\6" * SIZE
+        assert guest.queue.read(0, 512) == b"\6" * 512
         assert guest.queue.request(header(FLUSH), 1).status == OK
 
 
@@ -283,6 +453,9 @@ def test_null_disk_executes_nothing_and_says_yes() -> None:
         assert set(answer.data) == {FRESH}
         assert guest.queue.write(0, b"x" * 512) == OK
         assert guest.queue.request(header(IN, 2048), 513).status == IOERR
+        for kind in (DISCARD, WRITE_ZEROES):
+            assert guest.queue.request(header(kind) + segment(0, 2048), 1).status == OK
+            assert guest.queue.request(header(kind) + segment(0, 2049), 1).status == IOERR
 
 
 def test_the_naive_disk_is_not_the_kernel_in_disguise() -> None:
@@ -291,4 +464,7 @@ def test_the_naive_disk_is_not_the_kernel_in_disguise() -> None:
     assert disk.serve(struct.pack("<IIQ", OUT, 0, 1) + b"z" * 512, 1) == (OK, b"")
     assert disk.serve(header(IN, 1), 513) == (OK, b"z" * 512)
     assert disk.serve(header(IN, 2), 513) == (IOERR, b"")
+    assert disk.serve(header(WRITE_ZEROES) + segment(1, 1, 2), 1) == (UNSUPP, b"")
+    assert disk.serve(header(DISCARD) + segment(1, 2), 1) == (IOERR, b"")
+    assert disk.serve(header(DISCARD) + segment(0, 1, 0), 1) == (OK, b"")
     assert np.frombuffer(disk.content, np.uint8).sum() == 512 * ord("z")

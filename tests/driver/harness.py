@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,33 @@ import numpy as np
 from fake_device import FakeDevice
 from virtblk.block.bio import REQ_OP_READ, REQ_OP_WRITE, bio_init
 from virtblk.disk import CALLERS, CHUNK, Disk
-from virtblk.driver.bio_path import submit_bio_wait
+from virtblk.driver.submit_bio import submit_bio_wait
 from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk
 from virtblk.jit.libc import clock_ns
+from waiting import PATIENCE
 
 #: Data memory of one submitter, in bytes.
 SPAN = 64 * 1024
 SEGMENTS = 32
+#: What drivers are opened with unless a test says otherwise; the fixture `both_paths` changes the path.
+DEFAULTS: dict[str, Any] = {"timeout": 10, "path": "bio"}
+
+
+def probed(device: FakeDevice, given: dict[str, Any], patience: float = PATIENCE) -> VirtioBlk:
+    """A driver that had time enough to come up on a busy machine; a test's short time-out counts from then on."""
+    seconds = given["timeout"]
+    opened = VirtioBlk(device.client, "fake", DriverOptions(**given | {"timeout": max(seconds, patience)}))
+    opened.options = replace(opened.options, timeout=seconds)
+    opened.view.queue[0]["timeout_ns"] = int(seconds * 1e9)
+    return opened
 
 
 @contextmanager
-def driver(device: FakeDevice, **options: Any) -> Iterator[VirtioBlk]:
+def driver(device: FakeDevice, *, patience: float = PATIENCE, **options: Any) -> Iterator[VirtioBlk]:
     """A driver that is closed at the end of the block, with one bio of up to SEGMENTS segments for each submitter."""
     submitters = options.get("submitters", 1)
-    given = {"timeout": 10, "segments_each": SEGMENTS, "data_bytes": submitters * SPAN} | options
-    opened = VirtioBlk(device.client, "fake", DriverOptions(**given))
+    given = DEFAULTS | {"segments_each": SEGMENTS, "data_bytes": submitters * SPAN} | options
+    opened = probed(device, given, patience)
     try:
         yield opened
     finally:
@@ -35,8 +48,8 @@ def driver(device: FakeDevice, **options: Any) -> Iterator[VirtioBlk]:
 @contextmanager
 def on(device: FakeDevice, **options: Any) -> Iterator[Disk]:
     """A Disk on a fake device, set up as open() does; both are closed at the end of the block."""
-    given = {"timeout": 10, "submitters": CALLERS, "data_bytes": CALLERS * CHUNK} | options
-    with device, Disk("fake", VirtioBlk(device.client, "fake", DriverOptions(**given)), None) as disk:
+    given = DEFAULTS | {"submitters": CALLERS, "data_bytes": CALLERS * CHUNK} | options
+    with device, Disk("fake", probed(device, given), None) as disk:
         yield disk
 
 
@@ -83,4 +96,3 @@ def read(opened: VirtioBlk, sector: int, size: int, *, sub: int = 0) -> bytes | 
     memory_of(opened, sub)[:size] = 0xEE
     code = submit(opened, REQ_OP_READ, sector, size, sub=sub)
     return code or memory_of(opened, sub)[:size].tobytes()
-

@@ -27,7 +27,7 @@ def no_thread_and_no_name_left() -> Iterator[None]:
 
 def refusal(device: FakeDevice, **options: object) -> OpenError:
     """The error of a probe that fails: an errno, and one line that names the disk."""
-    with device, pytest.raises(OpenError) as caught, driver(device, **options):
+    with device, pytest.raises(OpenError) as caught, driver(device, patience=0, **options):
         pass
     error = caught.value
     assert error.errno

@@ -10,9 +10,8 @@ import pytest
 
 import virtblk
 from conftest import INTERPRETED
-from virtblk.driver.bio_path import submit_bio_wait
 from virtblk.driver.completion import completion_loop
-from virtblk.driver.handle import do_bio
+from virtblk.driver.submit_bio import do_bio, submit_bio_wait
 from virtblk.jit.kernel import kernel
 from virtblk.jit.table import Table
 from virtblk.virtio import virtio_ring_split, vringh_split

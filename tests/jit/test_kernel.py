@@ -18,7 +18,8 @@ from numba.core import config
 import virtblk
 from conftest import INTERPRETED
 from virtblk.jit import kernel as kernel_module
-from virtblk.jit.kernel import cache_root, kernel, registry, source_digest
+from virtblk.jit.kernel import cache_root, inline_kernel, kernel, registry, source_digest
+from virtblk.jit.table import Table
 
 SOURCE = Path(virtblk.__file__).parent
 
@@ -63,7 +64,9 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kernel_files() -> list[str]:
     """Every file that defines kernels, or whose constants reach them."""
-    users = [path for path in SOURCE.rglob("*.py") if re.search(r"^@(cold_)?kernel$", path.read_text(), re.MULTILINE)]
+    users = [
+        path for path in SOURCE.rglob("*.py") if re.search(r"^@(cold_|inline_)?kernel$", path.read_text(), re.MULTILINE)
+    ]
     uapi = list((SOURCE / "uapi").glob("*.py"))
     return sorted(str(path.relative_to(SOURCE)) for path in {*users, *uapi, SOURCE / "status.py"})
 
@@ -241,6 +244,28 @@ def test_every_module_imports_and_registers(tmp_path: Path) -> None:
             True,
             "numpy",
         )
+
+
+@inline_kernel
+def twice_the_first(table, number):
+    table[0] += number
+    return 2 * table[0]
+
+
+@kernel
+def calls_inlined(table, number):
+    return twice_the_first(table, number + 1) + twice_the_first(table, 0)
+
+
+def test_an_inlined_kernel_is_part_of_its_callers_and_nothing_by_itself() -> None:
+    table = Table(1)
+    assert calls_inlined(table, 4) == 20
+    assert table[0] == 5
+    assert registry[f"{twice_the_first.__module__}.twice_the_first"] is twice_the_first
+    if not INTERPRETED:
+        assert calls_inlined.signatures
+        assert twice_the_first.signatures == []
+    assert twice_the_first(table, 1) == 12  # Python may call it all the same
 
 
 @kernel

@@ -24,7 +24,10 @@ from virtblk.jit.libc import (
     futex_wait,
     futex_wake,
     poll_in2,
+    poll_in3,
     poll_out,
+    preadv,
+    pwritev,
     sched_yield,
 )
 
@@ -33,7 +36,7 @@ NAMES = sorted(libc.__all__)
 
 
 @kernel
-def perform(op, a, b, c):
+def perform(op, a, b, c, d):
     """Function number `op` of NAMES, natively."""
     if op == 0:
         return clock_ns()
@@ -48,7 +51,13 @@ def perform(op, a, b, c):
     if op == 5:
         return poll_in2(a, b, c)
     if op == 6:
+        return poll_in3(a, b, c, d)
+    if op == 7:
         return poll_out(a)
+    if op == 8:
+        return preadv(a, b, c, d)
+    if op == 9:
+        return pwritev(a, b, c, d)
     return sched_yield()
 
 
@@ -60,7 +69,7 @@ def call(request: pytest.FixtureRequest) -> Call:
     """call(name, *arguments), by the one way or the other."""
     if request.param == "twin":
         return lambda name, *arguments: int(getattr(libc, name)(*arguments))
-    return lambda name, *arguments: int(perform(NAMES.index(name), *arguments, *[0] * (3 - len(arguments))))
+    return lambda name, *arguments: int(perform(NAMES.index(name), *arguments, *[0] * (4 - len(arguments))))
 
 
 @pytest.fixture
@@ -91,7 +100,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def test_every_function_is_here() -> None:
-    assert len(NAMES) == 8
+    assert len(NAMES) == 11
     assert NAMES[5] == "poll_in2"
 
 
@@ -146,7 +155,7 @@ def sleepers(call: Call, count: int, *arguments: int) -> tuple[list[threading.Th
 
 def test_futex_wakes_as_many_as_asked(call: Call, word: int) -> None:
     assert call("futex_wake", word, 1) == 0
-    perform(3, word, 4, 0)  # compiled before threads start
+    perform(3, word, 4, 0, 0)  # compiled before threads start
     threads, results = sleepers(call, 3, "futex_wait", word, 5, 60_000 * MS)
     time.sleep(0.02)  # asleep for good, not on the GIL
     assert call("futex_wake", word, 2) == 2
@@ -164,7 +173,7 @@ def test_a_signal_ends_a_native_wait(word: int, arguments: tuple[object, ...]) -
     old = signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
         op = NAMES.index(str(arguments[0]))
-        threads, results = sleepers(lambda *_: int(perform(op, *numbers)), 1)
+        threads, results = sleepers(lambda *_: int(perform(op, *numbers, 0)), 1)
         time.sleep(0.02)
         signal.pthread_kill(threads[0].ident or 0, signal.SIGUSR1)
         threads[0].join(10)
@@ -287,3 +296,40 @@ def test_the_fixture_tells_twin_from_native(call: Call) -> None:
     """With the JIT on, `perform` is compiled; otherwise everything here tests the twins twice."""
     assert hasattr(perform, "py_func") != INTERPRETED
     assert call("sched_yield") == 0
+
+
+# Waiting for three.
+
+
+@pytest.mark.parametrize("fired", range(8))
+def test_poll_tells_which_of_three(call: Call, event: int, fired: int) -> None:
+    fds = [event, *(os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))]
+    try:
+        for bit, fd in enumerate(fds):
+            if fired >> bit & 1:
+                os.eventfd_write(fd, 1)
+        assert call("poll_in3", *fds, 10 if fired == 0 else -1) == fired
+        assert call("poll_in3", fds[0], fds[1], -1, 0) == fired & 3
+    finally:
+        for fd in fds[1:]:
+            os.close(fd)
+
+
+# Reading and writing at an offset.
+
+
+def test_vectored_reads_and_writes(call: Call) -> None:
+    fd = os.memfd_create("file")
+    try:
+        data = np.frombuffer(b"abcdefgh", np.uint8).copy()
+        pieces = np.array([data.ctypes.data, 3, data.ctypes.data + 5, 2], np.int64)
+        assert call("pwritev", fd, pieces.ctypes.data, 2, 100) == 5
+        assert os.pread(fd, 100, 98) == b"\0\0abcfg"
+        assert call("preadv", fd, pieces.ctypes.data, 2, 101) == 4
+        assert data.tobytes() == b"bcfdeggh"
+        assert call("preadv", fd, pieces.ctypes.data, 2, 105) == 0
+        assert call("preadv", fd, pieces.ctypes.data, 2, -5) == call("pwritev", fd, 0, -1, 0) == -errno.EINVAL
+    finally:
+        os.close(fd)
+    for name in ("preadv", "pwritev"):
+        assert call(name, -1, pieces.ctypes.data, 2, 0) == -errno.EBADF

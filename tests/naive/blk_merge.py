@@ -5,9 +5,7 @@ from __future__ import annotations
 Entry = tuple[int, int]  # address, bytes
 
 
-def blk_map(
-    segments: list[Entry], skip: int, max_segs: int, max_seg_len: int, max_bytes: int
-) -> list[Entry]:
+def blk_map(segments: list[Entry], skip: int, max_segs: int, max_seg_len: int, max_bytes: int) -> list[Entry]:
     """The scatter list of one request: the bio's bytes from the `skip`-th on, as far as the limits and sectors go."""
     addresses = [address + i for address, length in segments for i in range(length)][skip:]
     taken: list[list[int]] = []  # one list of byte addresses for each entry

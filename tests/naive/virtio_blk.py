@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-IN, OUT, FLUSH, GET_ID = 0, 1, 4, 8
+IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 OK, IOERR, UNSUPP = 0, 1, 2
 
 VERSION_1, INDIRECT, EVENT_IDX, VHOST_PROTOCOL = 1 << 32, 1 << 28, 1 << 29, 1 << 30
 F_SIZE_MAX, F_SEG_MAX, F_RO, F_BLK_SIZE = 1 << 1, 1 << 2, 1 << 5, 1 << 6
 F_FLUSH, F_TOPOLOGY, F_WCE, F_MQ = 1 << 9, 1 << 10, 1 << 11, 1 << 12
+F_DISCARD, F_WRITE_ZEROES = 1 << 13, 1 << 14
 FEATURES: Final = (
     VERSION_1 | INDIRECT | EVENT_IDX | VHOST_PROTOCOL | F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_MQ
 )
@@ -29,8 +30,14 @@ def blk_config(
     opt_io_size: int = 0,
     writeback: int = 0,
     num_queues: int = 1,
+    discard: tuple[int, int, int] = (0, 0, 0),
+    write_zeroes: tuple[int, int, int] = (0, 0, 0),
 ) -> bytes:
-    """The configuration space, 60 bytes of it."""
+    """The configuration space, 60 bytes of it.
+
+    `discard`: max_discard_sectors, max_discard_seg, discard_sector_alignment; `write_zeroes`: max_write_zeroes_sectors,
+    max_write_zeroes_seg, write_zeroes_may_unmap.
+    """
     topology = (physical_block_exp, alignment_offset, min_io_size, opt_io_size)
     fields = (capacity, size_max, seg_max, 0, 0, 0, blk_size, *topology, writeback, 0, num_queues)
-    return struct.pack("<QIIHBBIBBHIBBH", *fields).ljust(60, b"\0")
+    return struct.pack("<QIIHBBIBBHIBBHIIIIIB", *fields, *discard, *write_zeroes).ljust(60, b"\0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 
 import numpy as np
 import pytest
@@ -19,11 +20,15 @@ from virtblk.storage.null import null_execute
 from virtblk.storage.request import (
     KIND_MEMORY,
     KIND_NULL,
+    OP_DISCARD,
     OP_FLUSH,
     OP_NONE,
     OP_READ,
     OP_WRITE,
+    OP_WRITE_ZEROES,
     REQUEST_DTYPE,
+    SCRATCH_BYTES,
+    give_scratch,
 )
 from virtblk.storage.storage import Storage, open_storage
 
@@ -75,7 +80,7 @@ def test_storages_that_cannot_be(name: str, words: str) -> None:
 SIZE = 8192
 #: op, sector, lengths of the pieces (some of them empty).
 REQUEST = st.tuples(
-    st.sampled_from([OP_READ, OP_WRITE, OP_WRITE, OP_FLUSH, OP_NONE]),
+    st.sampled_from([OP_READ, OP_WRITE, OP_WRITE, OP_FLUSH, OP_NONE, OP_DISCARD, OP_WRITE_ZEROES]),
     st.integers(0, 7),
     st.lists(st.sampled_from([0, 1, 100, 412, 511, 512, 1024]), max_size=5),
 )
@@ -91,12 +96,20 @@ def test_a_batch_on_a_memory_disk(batch: list[tuple[int, int, list[int]]], seed:
     model, model_guest = bytearray(SIZE), bytearray(guest.tobytes())
     requests, piece_addr, piece_len = Table(8, REQUEST_DTYPE), Table(64), Table(64)
     requests["result"] = 77
+    scratch = give_scratch(requests)
     at, piece = 64, 0
     for i, (op, sector, lengths) in enumerate(batch):
         requests[i]["op"], requests[i]["offset"] = op, sector * 512
         requests[i]["first"], requests[i]["count"] = piece, len(lengths)
         requests[i]["length"] = sum(lengths)
         where = sector * 512
+        if op in (OP_DISCARD, OP_WRITE_ZEROES):
+            ranges = [((sector + i) % 8, length % 7) for i, length in enumerate(lengths)]
+            ranges = [(start, min(sectors, 16 - start)) for start, sectors in ranges]
+            zero(requests[i], ranges)
+            for start, sectors in ranges:
+                model[start * 512 : (start + sectors) * 512] = bytes(sectors * 512)
+            lengths = []
         for length in lengths:
             piece_addr[piece], piece_len[piece] = mapping.address + at, length
             if op == OP_READ:
@@ -114,8 +127,24 @@ def test_a_batch_on_a_memory_disk(batch: list[tuple[int, int, list[int]]], seed:
     assert list(requests["result"][: len(batch)]) == [0] * len(batch)
     assert requests["result"][len(batch)] == 77
     assert memory.violations == 0
+    assert len(scratch) * 8 == 8 * SCRATCH_BYTES
     disk.close()
     mapping.close()
+
+
+def zero(request: np.void, ranges: list[tuple[int, int]]) -> None:
+    """Give a record the ranges of a discard or write zeroes: no pieces, and (sector, sectors, flags) in its scratch."""
+    request["count"], request["ranges"] = 0, len(ranges)
+    packed = b"".join(struct.pack("<QII", start, sectors, 1) for start, sectors in ranges)
+    ctypes.memmove(int(request["scratch"]) + 16, packed, len(packed))
+
+
+def test_the_scratch_of_records_is_their_own() -> None:
+    requests = Table(40, REQUEST_DTYPE)
+    scratch = give_scratch(requests)
+    starts = [int(record["scratch"]) for record in requests]
+    assert starts == list(range(scratch.address, scratch.address + scratch.nbytes, 16 + 16 * 32))
+    assert not any(start % 8 for start in starts)
 
 
 def test_a_null_disk_says_yes_to_what_it_is_asked() -> None:

@@ -41,7 +41,7 @@ from virtblk.vhost_user.connection import Connection, ConnectionClosed
 from virtblk.vhost_user.frontend import Frontend, Region, RequestRefused
 from virtblk.vhost_user.message import encode_header
 
-OFFERED = 1 << 0 | 1 << 3 | 1 << 9 | 1 << 15
+OFFERED = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 15
 U64 = struct.Struct("<Q")
 STATE = struct.Struct("<2I")
 ADDR = struct.Struct("<2I4Q")
@@ -622,7 +622,8 @@ def test_eventfds_and_pipes_will_do_and_nothing_else(s: Session, tmp_path: Path)
     reader, writer = os.pipe()
     left, right = socket.socketpair()
     file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-    path = os.open(tmp_path, os.O_PATH)
+    os.mkfifo(tmp_path / "fifo")
+    path = os.open(tmp_path / "fifo", os.O_PATH)
     directory = os.open(tmp_path, os.O_RDONLY)
     with left, right, select.epoll() as epoll, eventfds(1) as (event,), memfd() as memory:
         before = open_fds()

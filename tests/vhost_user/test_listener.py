@@ -19,7 +19,7 @@ from virtblk.vhost_user import listener as listener_module
 from virtblk.vhost_user.backend import Backend
 from virtblk.vhost_user.connection import Connection, ConnectionClosed
 from virtblk.vhost_user.frontend import Frontend, Region
-from virtblk.vhost_user.listener import Listener, Session
+from virtblk.vhost_user.listener import Listener, Session, inherited_socket
 
 
 @pytest.fixture
@@ -70,6 +70,41 @@ def test_the_file_is_private_and_goes_with_the_listener(path: str) -> None:
     assert not os.path.exists(path)
     assert listener.fileno() == -1
     listener.close()
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o666, 0o400])
+def test_the_file_has_the_mode_that_was_asked_for_whatever_the_umask(path: str, mode: int) -> None:
+    umask = os.umask(0o077)
+    try:
+        with Listener(path, mode) as listener:
+            assert stat.S_IMODE(os.stat(path).st_mode) == mode
+            assert listener.path == path
+    finally:
+        os.umask(umask)
+
+
+@pytest.mark.parametrize("bait", ["file", "link"])
+def test_a_mode_is_given_to_a_socket_and_to_nothing_else(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bait: str
+) -> None:
+    """In a directory where others may write, something else may take the place of the file that was just made."""
+    precious = tmp_path / "precious"
+    precious.write_text("secret")
+    precious.chmod(0o600)
+    really_open = os.open
+
+    def swap(name: str, flags: int) -> int:
+        os.unlink(name)
+        if bait == "link":
+            os.symlink(precious, name)
+        else:
+            os.link(precious, name)
+        return really_open(name, flags)
+
+    monkeypatch.setattr(listener_module.os, "open", swap)
+    with pytest.raises(OSError, match="not a socket"):
+        Listener(path, 0o666)
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o600
 
 
 def test_the_file_is_found_again_from_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,12 +179,26 @@ def test_an_inherited_socket_is_served_and_its_file_stays(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
         sock.listen(1)
-        with Listener.from_fd(os.dup(sock.fileno())) as listener:
+        inherited, listening = inherited_socket(os.dup(sock.fileno()))
+        assert listening
+        assert not inherited.get_inheritable()
+        with Listener.on(inherited) as listener:
+            assert listener.path is None
             server = Server(listener)
             with Connection.connect(path, 5) as conn:
                 assert Frontend(conn, 5).get_queue_num() == 2
             server.stop()
     assert os.path.exists(path)
+
+
+def test_an_inherited_connection_is_told_from_a_listening_socket() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        inherited, listening = inherited_socket(os.dup(theirs.fileno()))
+        assert not listening
+        with inherited:
+            inherited.send(b"x")
+        assert ours.recv(2) == b"x"
 
 
 def test_what_cannot_be_an_inherited_socket_is_refused_and_left_open() -> None:
@@ -160,9 +209,9 @@ def test_what_cannot_be_an_inherited_socket_is_refused_and_left_open() -> None:
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram,
     ):
         inet.listen()
-        for fd in (reader, unbound.fileno(), inet.fileno(), datagram.fileno(), 10**6):
-            with pytest.raises(ValueError, match=f"file descriptor {fd} is not a"):
-                Listener.from_fd(fd)
+        for fd in (reader, unbound.fileno(), inet.fileno(), datagram.fileno(), 10**6, -1):
+            with pytest.raises(ValueError, match=rf"file descriptor {fd} is (not a|neither a)"):
+                inherited_socket(fd)
         for fd in (reader, unbound.fileno(), inet.fileno(), datagram.fileno()):
             os.fstat(fd)
     os.close(reader)

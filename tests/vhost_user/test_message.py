@@ -112,6 +112,7 @@ def test_arbitrary_counts_are_decoded_or_refused(count: int, rest: bytes) -> Non
         (message.decode_memory, struct.pack("<2I", 9, 0) + bytes(288), "memory table of 9 regions"),
         (message.decode_memory, struct.pack("<2I", 2**32 - 1, 0), "memory table of 4294967295 regions"),
         (message.decode_memory, struct.pack("<2I", 2, 0) + bytes(32), "payload has 40 bytes, expected 72"),
+        (message.decode_memory, struct.pack("<2I", 1, 0) + bytes(257), "payload has 265 bytes, expected 40"),
         (message.decode_config, bytes(11), "config payload has 11 bytes"),
         (message.decode_config, struct.pack("<3I", 7, 0, 0), "config access of 0 bytes at offset 7"),
         (message.decode_config, struct.pack("<3I", 0, 257, 0) + bytes(257), "config access of 257 bytes"),
@@ -121,6 +122,14 @@ def test_arbitrary_counts_are_decoded_or_refused(count: int, rest: bytes) -> Non
 def test_refusals_name_the_value(decode: Callable[[bytes], object], data: bytes, text: str) -> None:
     with pytest.raises(ProtocolError, match=text):
         decode(data)
+
+
+def test_regression_a_memory_table_may_have_room_for_more_regions_than_it_has() -> None:
+    """User-Mode Linux sends a structure of two, whatever it uses."""
+    region = MemoryRegion(0, 0x1000, 2, 0)
+    payload = message.encode_memory([region])
+    for rest in (b"\xff" * 32, bytes(224), bytes(5)):
+        assert message.decode_memory(payload + rest) == [region]
 
 
 @pytest.mark.parametrize("count", [0, 9])

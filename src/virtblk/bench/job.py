@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from virtblk.errors import UsageError
 from virtblk.names import format_size
@@ -18,13 +18,23 @@ from virtblk.names import format_size
 #: fio's `--rw`, with the posting's names as aliases; the posting's order.
 WORKLOADS: Final = ("read", "write", "randread", "randwrite")
 ALIASES: Final = {"seq-read": "read", "seq-write": "write", "rand-read": "randread", "rand-write": "randwrite"}
-PATHS: Final = ("bio",)
-LATER_PATHS: Final = ("request", "mq", "auto")
+PATHS: Final = ("request", "bio")
+LATER_PATHS: Final = ("mq", "auto")
+#: Both paths of the posting, compared: what a bench does unless it is told otherwise.
+DEFAULT_PATHS: Final = ("request", "bio")
+MAX_ARMS: Final = 8
 VERIFY: Final = ("none", "crc32c")
 
 DEFAULT_BS: Final = 4096
 DEFAULT_DEPTH: Final = 32
 DEFAULT_RUNTIME: Final = 5.0
+#: Seconds of a slice, where the run is long enough for LEAST_SLICES of them, and short enough for MANY_SLICES.
+DEFAULT_SLICE: Final = 0.25
+SHORTEST_SLICE: Final = 0.01
+LEAST_SLICES: Final = 10
+MANY_SLICES: Final = 1000
+MAX_SLICES: Final = 10_000
+MAX_RATE: Final = 10_000_000
 MAX_BS: Final = 64 << 20
 MAX_JOBS: Final = 4096
 MAX_DEPTH: Final = 1 << 16
@@ -38,16 +48,25 @@ BYTES_PER_BIO: Final = 256
 
 @dataclass(frozen=True)
 class JobOptions:
-    """One bench invocation. Sizes in bytes, times in seconds; `size` 0 is the whole disk, `runtime` 0 one pass."""
+    """One bench invocation. Sizes in bytes, times in seconds; `size` 0 is the whole disk, `runtime` 0 one pass.
+
+    Each of `paths` is an arm of its own, also where two are equal. `runtime` is that of one workload on one arm, run in
+    slices of `slice_s`, or of what fits best where that is None. `rate_iops` 0: as fast as it goes.
+    """
 
     workloads: tuple[str, ...] = WORKLOADS
-    paths: tuple[str, ...] = PATHS
+    paths: tuple[str, ...] = DEFAULT_PATHS
     bs: int = DEFAULT_BS
     iodepth: int = DEFAULT_DEPTH
     numjobs: int = 1
     size: int = 0
     runtime: float = DEFAULT_RUNTIME
     ramp_time: float = 0.0
+    slice_s: float | None = None
+    confidence: float = 95.0
+    rate_iops: int = 0
+    queue: tuple[tuple[str, str], ...] = ()
+    share_core: bool = False
     batch_submit: int = 1
     poll: bool = False
     verify: str = "none"
@@ -76,10 +95,53 @@ class JobOptions:
             raise UsageError(f"--runtime {self.runtime:g}: give seconds from 0 (one pass) to 1000000")
         if not 0 <= self.ramp_time <= 1e6:
             raise UsageError(f"--ramp-time {self.ramp_time:g}: give seconds from 0 to 1000000")
+        if self.slice_s is not None:
+            self._check_slice(self.slice_s)
+        if not 50 <= self.confidence < 100:
+            raise UsageError(f"--confidence {self.confidence:g}: give per cent, from 50 to less than 100, such as 95")
+        if self.rate_iops:
+            _whole("--rate-iops", self.rate_iops, 1, MAX_RATE)
+            if self.batch_submit != 1:
+                raise UsageError(
+                    f"--iodepth-batch-submit {self.batch_submit}: with --rate-iops each I/O has its own time; give 1"
+                )
+        if self.share_core and self.device_cpus is not None:
+            raise UsageError("--share-core puts the device on the driver's CPU; leave out --device-cpus")
+        if self.share_core and self.driver_cpus is not None and len(self.driver_cpus) != 1:
+            raise UsageError(f"--share-core: give one CPU with --cpus-allowed, not {len(self.driver_cpus)}")
+        if len(self.paths) > MAX_ARMS:
+            raise UsageError(f"--path {','.join(self.paths)}: give at most {MAX_ARMS}")
         if self.queues != 1:
-            raise UsageError(f"--queues {self.queues}: the bio path uses one virtqueue; give 1")
+            raise UsageError(f"--queues {self.queues}: both paths use one virtqueue; give 1")
         if self.verify not in VERIFY:
             raise UsageError(f"--verify {self.verify!r}: give one of {', '.join(VERIFY)}")
+
+    def _check_slice(self, slice_s: float) -> None:
+        if not SHORTEST_SLICE <= slice_s <= 1e6:
+            raise UsageError(f"--slice {slice_s:g}: give seconds, {SHORTEST_SLICE:g} or more")
+        if not self.runtime:
+            raise UsageError(f"--slice {slice_s:g}: --runtime 0 is one pass, which is not sliced")
+        if slice_s > self.runtime:
+            raise UsageError(f"--slice {slice_s:g}: give no more than --runtime {self.runtime:g}")
+        if self.runtime / slice_s > MAX_SLICES:
+            raise UsageError(
+                f"--slice {slice_s:g}: more than {MAX_SLICES} in --runtime {self.runtime:g}; give longer slices"
+            )
+
+    @property
+    def rounds(self) -> int:
+        """Slices that each arm gets of a workload."""
+        if not self.runtime:
+            return 1
+        length = self.slice_s
+        if length is None:
+            length = max(SHORTEST_SLICE, min(DEFAULT_SLICE, self.runtime / LEAST_SLICES), self.runtime / MANY_SLICES)
+        return max(1, round(self.runtime / length))
+
+    @property
+    def slice_seconds(self) -> float:
+        """Length of one slice: `runtime` in `rounds` equal parts; 0 for one pass."""
+        return self.runtime / self.rounds
 
     @property
     def writes(self) -> bool:
@@ -90,6 +152,26 @@ class JobOptions:
     def data_bytes(self) -> int:
         """Data memory of all jobs."""
         return self.numjobs * self.iodepth * self.bs
+
+    def as_json(self) -> dict[str, Any]:
+        """The `options` object of `--json`: what a run with the same figures would have to be given."""
+        return {
+            "rw": list(self.workloads),
+            "path": list(self.paths),
+            "bs": self.bs,
+            "iodepth": self.iodepth,
+            "numjobs": self.numjobs,
+            "size": self.size,
+            "runtime": self.runtime,
+            "ramp_time": self.ramp_time,
+            "slice": self.slice_seconds,
+            "iodepth_batch_submit": self.batch_submit,
+            "rate_iops": self.rate_iops,
+            "poll": self.poll,
+            "verify": self.verify,
+            "randseed": self.randseed,
+            "share_core": self.share_core,
+        }
 
     def check_disk(self, size: int, block_size: int, read_only: bool, title: str) -> int:
         """The range to use in bytes, for a disk of `size`. Raises UsageError for what cannot work on it."""
@@ -150,14 +232,25 @@ def parse_workloads(text: str) -> tuple[str, ...]:
 
 
 def parse_paths(text: str) -> tuple[str, ...]:
-    """`bio` -> the paths to run. Raises UsageError."""
+    """`request,bio` -> the paths to run. Raises UsageError."""
     words = tuple(text.split(","))
     for word in words:
         if word in LATER_PATHS:
-            raise UsageError(f"--path {word}: not in this version; give bio")
+            raise UsageError(f"--path {word}: not in this version; give {' or '.join(PATHS)}")
         if word not in PATHS:
-            raise UsageError(f"--path {word!r} is no path; give bio")
+            raise UsageError(f"--path {word!r} is no path; give {' or '.join(PATHS)}")
     return words
+
+
+def parse_queue(words: list[str]) -> tuple[tuple[str, str], ...]:
+    """`["scheduler=noop", ...]` -> (key, value) pairs; the disk knows which there are. Raises UsageError."""
+    pairs = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key or not value:
+            raise UsageError(f"--queue {word!r}: give KEY=VALUE, such as scheduler=noop")
+        pairs.append((key, value))
+    return tuple(pairs)
 
 
 def parse_cpus(option: str, text: str) -> tuple[int, ...]:

@@ -1,9 +1,13 @@
-"""One job: keep `iodepth` bios in flight on the bio path, count what comes back (fio: do_io, one thread per job).
+"""One job: keep `iodepth` bios in flight, count what comes back (fio: do_io, one thread per job).
 
 Each job is a submitter of the queue and runs `job_loop` on a thread of its own, from one go to one stop. Two clock
 reads per round: one when completions are found, one when the round's submissions are done; a round between the two is
 busy time. A bio's latency runs from the first of these in the round that submits it to the first in the round that
-harvests it, so it includes the wait for room in the ring.
+harvests it, so it includes the wait for a request or for room in the ring.
+
+With a rate (fio: rate_iops), I/O `n` of a job has an intended start, whatever came of those before it, and its latency
+runs from there: an I/O that starts late because the device was slow counts its lateness. To leave that out would be
+coordinated omission.
 """
 
 from __future__ import annotations
@@ -15,14 +19,25 @@ import numpy as np
 from virtblk.bench.histogram import BUCKETS, bucket_of
 from virtblk.bench.verify import BLOCK_GOOD, UNKNOWN, check_block, fill_block
 from virtblk.block.bio import REQ_OP_READ, REQ_OP_WRITE, bio_init
-from virtblk.driver.bio_path import virtblk_harvest, virtblk_make_request
-from virtblk.driver.completion import virtblk_done, virtblk_pending, virtblk_wait
+from virtblk.driver.bio_path import virtblk_harvest
+from virtblk.driver.completion import virtblk_done, virtblk_pending, virtblk_ready, virtblk_wait
+from virtblk.driver.request_path import blk_finish_plug
+from virtblk.driver.submit_bio import submit_bio
+from virtblk.driver.virtblk_req import LINE_WAIT
 from virtblk.jit.arith import mix64
-from virtblk.jit.atomics import load_acquire_i64, store_i64
-from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.atomics import cpu_pause, fetch_add_i64, load_acquire_i64, store_i64
+from virtblk.jit.kernel import cold_kernel, inline_kernel, kernel
 from virtblk.jit.libc import clock_ns
+from virtblk.jit.lock import mutex_lock, mutex_unlock, wait_finish, wait_prepare, wait_sleep
 from virtblk.jit.table import Table
 from virtblk.uapi.virtio_blk import SECTOR_SHIFT
+from virtblk.virtio.virtio_ring_split import virtqueue_enable_cb, virtqueue_more_used
+
+SECOND = 1_000_000_000
+#: With a rate: a start that is nearer than this is spun for, since a sleep may take as much longer.
+SPIN_NS = 60_000
+#: And no sleep is longer; what ends one early are completions and the end of the run.
+RATE_SLEEP_NS = 50_000_000
 
 JOB_DTYPE = np.dtype(
     [
@@ -43,6 +58,8 @@ JOB_DTYPE = np.dtype(
         ("generation", "i8"),  # of what it writes
         ("buffers", "i8"),  # address of depth * bs bytes in the arena
         ("stop", "i8"),  # address of the word that ends it
+        ("rate", "i8"),  # I/Os per second; 0: as fast as they go
+        ("phase_ns", "i8"),  # with a rate: its first I/O is due so long after its start
         # what happened
         ("ios", "i8"),
         ("errors", "i8"),
@@ -67,6 +84,7 @@ class Jobs(NamedTuple):
     histogram: Table  # [numjobs * BUCKETS] completion latencies
     free: Table  # [numjobs * iodepth] stack of bios that are not in flight
     generations: Table  # [blocks], or [1] without verify: what each block was last written in
+    intended: Table  # [numjobs * iodepth] by bio, with a rate: the time that it should have started at
 
 
 @kernel
@@ -81,7 +99,7 @@ def next_block(jobs, j, issued):
     return block
 
 
-@kernel
+@inline_kernel
 def submit_one(d, jobs, j, bio, issued, now):
     """Send one bio on its way: 0 or -errno."""
     sub = jobs.jobs[j]["submitter"]
@@ -94,7 +112,48 @@ def submit_one(d, jobs, j, bio, issued, now):
         else:
             store_i64(d.vec_addr[bio], 0)  # a device that reads nothing must not pass with what was there
     bio_init(d.bios, bio, op, 0, offset >> SECTOR_SHIFT, bio, 1, bs, sub)
-    return virtblk_make_request(d, sub, bio, now)
+    return submit_bio(d, sub, bio, now)
+
+
+@kernel
+def due_ns(jobs, j, start, issued):
+    """When I/O number `issued` of a job with a rate is due."""
+    rate = jobs.jobs[j]["rate"]
+    return start + issued // rate * SECOND + issued % rate * SECOND // rate
+
+
+@cold_kernel
+def sleep_until(d, sub, now, due):
+    """Ask for an interrupt and sleep until a completion or the time `due`, as virtblk_block sleeps for its bound."""
+    queue = d.submitters[sub]["line"] + LINE_WAIT
+    sequence = wait_prepare(queue)
+    fetch_add_i64(d.queue[0]["sleepers"], 1)
+    mutex_lock(d.queue[0]["lock"])
+    quiet = virtqueue_enable_cb(d.vq)
+    mutex_unlock(d.queue[0]["lock"])
+    if quiet and not virtblk_ready(d, sub, 0):
+        wait_sleep(queue, sequence, min(RATE_SLEEP_NS, due - now))
+    fetch_add_i64(d.queue[0]["sleepers"], -1)
+    wait_finish(queue)
+
+
+@cold_kernel
+def wait_until_due(d, jobs, j, due):
+    """Wait for a completion, for the time `due` or for the stop word: 0, or -errno once the queue is over.
+
+    An I/O that never ends is the control thread's to notice.
+    """
+    sub = jobs.jobs[j]["submitter"]
+    polling = d.queue[0]["poll_ns"] < 0
+    while not virtblk_ready(d, sub, 0) and not virtqueue_more_used(d.vq):
+        now = clock_ns()
+        if now >= due or load_acquire_i64(jobs.jobs[j]["stop"]) != 0:
+            break
+        if polling or due - now < SPIN_NS:
+            cpu_pause()
+        else:
+            sleep_until(d, sub, now, due - SPIN_NS // 2)
+    return -d.queue[0]["error"]
 
 
 @cold_kernel
@@ -110,7 +169,7 @@ def note_error(jobs, j, errno, bad, offset):
 @kernel
 def account(d, jobs, j, bio, now):
     """Count one completed bio, and check what it read."""
-    latency = now - d.bios[bio]["submitted_ns"]
+    latency = now - (jobs.intended[bio] if jobs.jobs[j]["rate"] else d.bios[bio]["submitted_ns"])
     jobs.histogram[j * BUCKETS + bucket_of(latency)] += 1
     jobs.jobs[j]["clat_min"] = min(jobs.jobs[j]["clat_min"], latency)
     jobs.jobs[j]["clat_max"] = max(jobs.jobs[j]["clat_max"], latency)
@@ -141,6 +200,7 @@ def job_loop(d, jobs, j):
     batch = jobs.jobs[j]["batch"]
     limit = jobs.jobs[j]["limit"]
     bs = jobs.jobs[j]["bs"]
+    rate = jobs.jobs[j]["rate"]
     polling = d.queue[0]["poll_ns"] < 0
     for k in range(depth):
         bio = sub * depth + k
@@ -151,11 +211,16 @@ def job_loop(d, jobs, j):
     issued = 0
     waited = d.submitters[sub]["waited_ns"]
     found = clock_ns()
+    start = found + jobs.jobs[j]["phase_ns"]
+    due = start
     while True:
         stopping = load_acquire_i64(jobs.jobs[j]["stop"]) != 0 or (limit > 0 and issued >= limit)
-        while free >= batch and not stopping:
+        while free >= batch and not stopping and (rate == 0 or due <= found):
             for _ in range(batch):
                 free -= 1
+                if rate:
+                    jobs.intended[jobs.free[j * depth + free]] = due
+                    due = due_ns(jobs, j, start, issued + 1)
                 code = submit_one(d, jobs, j, jobs.free[j * depth + free], issued, found)
                 issued += 1
                 if code < 0:
@@ -163,14 +228,21 @@ def job_loop(d, jobs, j):
                     return
                 if issued == limit:
                     break
+            code = blk_finish_plug(d, sub)
+            if code < 0:
+                jobs.jobs[j]["result"] = code
+                return
             stopping = limit > 0 and issued >= limit
         if polling:
             now = clock_ns()
             jobs.jobs[j]["busy_ns"] += now - found - (d.submitters[sub]["waited_ns"] - waited)
             waited = d.submitters[sub]["waited_ns"]
-        if free == depth:
+        if free == depth and (rate == 0 or stopping):
             break
-        code = virtblk_wait(d, sub, 0, False)
+        if rate and free and not stopping:
+            code = wait_until_due(d, jobs, j, due)
+        else:
+            code = virtblk_wait(d, sub, 0, False)
         if code < 0:
             jobs.jobs[j]["result"] = code
             return

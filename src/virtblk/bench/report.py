@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from virtblk import __version__
+from virtblk.bench.comparison import Comparison, iops_interval
+from virtblk.bench.job import JobOptions
 from virtblk.bench.stat import RunResult
 from virtblk.errors import UsageError
 
@@ -72,6 +74,7 @@ def rows_of(run: RunResult) -> tuple[list[Column], list[Column]]:
         ("kicks/IO", _rate(run.kicks, run.ios)),
         ("irqs/IO", _rate(run.interrupts, run.ios)),
         ("ring-full", si(run.ring_full_waits)),
+        ("merges", si(run.merges)),
         ("ctx", si(run.driver.ctx)),
         ("majf", str(run.driver.majf)),
         ("minf", si(run.driver.minf)),
@@ -96,7 +99,7 @@ def format_table(rows: list[list[Column]]) -> str:
 
 
 def print_report(results: list[RunResult], stream: TextIO) -> None:
-    """Both tables, and the notes on what went wrong."""
+    """Both tables, the notes on what went wrong, and what else is remarkable."""
     if not results:
         print("no run was completed", file=stream)
         return
@@ -107,11 +110,34 @@ def print_report(results: list[RunResult], stream: TextIO) -> None:
     for run in results:
         for note in run.notes:
             print(f"{run.path} {run.workload}: {run.errors} errors: {note}", file=stream)
+    remarks = [f"{run.path} {run.workload}: {remark}" for run in results for remark in remarks_of(run)]
+    if remarks:
+        print("\n" + "\n".join(remarks), file=stream)
 
 
-def as_json(device: dict[str, Any], results: list[RunResult]) -> dict[str, Any]:
+def remarks_of(run: RunResult) -> list[str]:
+    """What a reader of a run's figures should know besides."""
+    warm_up = f"{run.dropped} of its first slices left out as warm-up, {len(run.samples.get('iops', []))} counted"
+    return run.remarks + ([warm_up] if run.dropped else [])
+
+
+def as_json(
+    device: dict[str, Any], options: JobOptions, results: list[RunResult], comparisons: list[Comparison]
+) -> dict[str, Any]:
     """The object that `--json` writes."""
-    return {"virtblk": __version__, "device": device, "runs": [run.as_json() for run in results]}
+    runs = []
+    for run in results:
+        interval = iops_interval(run, options.confidence, options.randseed)
+        runs.append(run.as_json() | {"iops_ci": list(interval) if interval else None})
+    return {
+        "virtblk": __version__,
+        "device": device,
+        "options": options.as_json(),
+        "confidence": options.confidence,
+        "slices": options.rounds,
+        "runs": runs,
+        "comparison": [comparison.as_json() for comparison in comparisons],
+    }
 
 
 def check_json(target: str) -> None:

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from virtblk.bench.cpu import usage_of
+from virtblk.bench.crew import compile_crew
 from virtblk.bench.job import JobOptions
 from virtblk.bench.job_loop import JOB_DTYPE, Jobs, job_loop
 from virtblk.disk import connect, feature_names
@@ -26,15 +27,21 @@ from virtblk.names import parse_name
 from virtblk.server import ChildDevice, LocalDevice
 from virtblk.storage.storage import open_storage
 
+#: Where a key of `--queue` may lie: given whole, below queue/, or among the elevator's own.
+QUEUE_PREFIXES: Final = ("", "queue/", "queue/iosched/")
+
 
 def choose_cpus(options: JobOptions, foreign: bool) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None, str]:
     """(driver's CPUs, device's CPUs, a phrase for the report). None: not pinned.
 
     With two CPUs and more, driver and device get one each unless options say otherwise; a device that is not ours
-    is moved only when asked.
+    is moved only when asked. With `share_core` both get the same one.
     """
     allowed = sorted(os.sched_getaffinity(0))
     driver, device = options.driver_cpus, options.device_cpus
+    if options.share_core:
+        driver = device = driver or (allowed[0],)
+        return driver, device, f"driver and device share cpu {_list(driver)}"
     if len(allowed) >= 2:
         driver = driver or (next((cpu for cpu in allowed if cpu not in (device or ())), allowed[0]),)
         if device is None and not foreign:
@@ -48,7 +55,7 @@ def choose_cpus(options: JobOptions, foreign: bool) -> tuple[tuple[int, ...] | N
 
 def example_jobs() -> Jobs:
     """Jobs of no use but for their types."""
-    return Jobs(Table(1, JOB_DTYPE), Table(1), Table(1), Table(1))
+    return Jobs(Table(1, JOB_DTYPE), Table(1), Table(1), Table(1), Table(1))
 
 
 @contextmanager
@@ -101,11 +108,15 @@ class Session:
             with progress():  # while the child compiles its half
                 compile_driver()
                 ensure(job_loop, example_queue(), example_jobs(), 0)
+                compile_crew(example_queue(), example_jobs())
             self.child.wait_ready()
             target = f"vhost-user:{self.child.path}"
         if self.driver_cpus:
             os.sched_setaffinity(0, self.driver_cpus)
         cores = len(self.driver_cpus or self._affinity)
+        if options.rate_iops and options.poll and options.numjobs > cores:
+            text = f"polling on {cores} cpus: at most {cores} jobs can keep to their times"
+            raise UsageError(f"--rate-iops with --numjobs {options.numjobs} {text}; leave out --poll")
         driver_options = DriverOptions(
             queue_size=options.queue_size,
             timeout=options.timeout,
@@ -120,6 +131,7 @@ class Session:
         except OpenError as error:  # the child's socket means nothing to the user
             raise OpenError(error.errno, str(error.strerror).replace(target, self.name)) from error
         self.device.title = self.name
+        self._set_queue(self.device)
         self.device_pid = options.device_pid or self.device.peer_pid()
         if foreign and options.device_cpus and self.device_pid:
             try:
@@ -127,6 +139,25 @@ class Session:
                     os.sched_setaffinity(int(thread), options.device_cpus)
             except OSError as error:
                 raise UsageError(f"--device-cpus: cannot move process {self.device_pid}: {error.strerror}") from error
+
+    def _set_queue(self, device: VirtioBlk) -> None:
+        """`--queue KEY=VALUE`: the scheduler first, since what others there are depends on it."""
+        for key, value in sorted(self.options.queue, key=lambda pair: not pair[0].endswith("scheduler")):
+            names = device.sysfs.names()
+            name = next((f"{prefix}{key}" for prefix in QUEUE_PREFIXES if f"{prefix}{key}" in names), None)
+            if name is None or not name.startswith("queue/"):
+                known = ", ".join(sorted(one.removeprefix("queue/") for one in names if one.startswith("queue/")))
+                raise UsageError(f"--queue {key}={value}: {self.name} has no {key}; it has {known}")
+            try:
+                device.sysfs.write(name, value)
+            except UsageError as error:
+                raise UsageError(f"--queue {key}={value}: {error}") from error
+
+    def queue_settings(self) -> dict[str, str]:
+        """What `--queue` sets, with the values that it has now; by their names below `queue/`."""
+        assert self.device is not None
+        sysfs = self.device.sysfs
+        return {name.removeprefix("queue/"): sysfs.read(name) for name in sysfs.names() if name.startswith("queue/")}
 
     def describe(self) -> dict[str, Any]:
         """The `device` object of `--json`: what was measured, and on what terms."""
@@ -145,6 +176,7 @@ class Session:
             "driver_cpus": list(self.driver_cpus) if self.driver_cpus else None,
             "device_cpus": list(self.device_cpus) if self.device_cpus else None,
             "completion": "polling" if self.options.poll else "interrupts",
+            "queue": self.queue_settings(),
         }
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ Units are in the names: nanoseconds for latencies and CPU per I/O, seconds for C
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,9 +15,31 @@ import numpy.typing as npt
 
 from virtblk.bench.cpu import Usage
 from virtblk.bench.histogram import BUCKETS, bucket_middle
+from virtblk.bench.job import JobOptions
+from virtblk.bench.slices import Slice, add_usage, histogram_of
 
 #: fio's default percentile_list.
 PERCENTILES: Final = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99, 99.5, 99.9, 99.95, 99.99)
+
+
+#: One run's slices as columns, for statistics and for JSON: see `samples_of`.
+Samples = dict[str, list[Any]]
+#: The columns of Samples besides `round`. None in a column: could not be had.
+COLUMNS: Final = ("iops", "clat_mean_ns", "driver_ns_per_io", "device_ns_per_io", "busy_ns_per_io")
+
+
+def samples_of(slices: Sequence[Slice], busy: bool) -> Samples:
+    """The figures of each slice: its round, IOPS, mean latency, CPU of both sides and busy time per I/O."""
+    samples: Samples = {"round": [one.round for one in slices], "iops": [one.iops for one in slices]}
+    samples["clat_mean_ns"] = [_share(int(one.jobs["clat_sum"][0]), one) for one in slices]
+    samples["driver_ns_per_io"] = [_share(one.driver.cpu_s * 1e9, one) for one in slices]
+    samples["device_ns_per_io"] = [_share(one.device.cpu_s * 1e9 if one.device else None, one) for one in slices]
+    samples["busy_ns_per_io"] = [_share(int(one.jobs["busy_ns"][0]) if busy else None, one) for one in slices]
+    return samples
+
+
+def _share(value: float | None, one: Slice) -> float | None:
+    return value / one.ios if value is not None and one.ios else None
 
 
 def percentile(histogram: npt.NDArray[np.int64], percent: float) -> int:
@@ -56,7 +79,7 @@ class Clat:
 
 @dataclass
 class RunResult:
-    """One workload on one path. None where a figure could not be had."""
+    """One workload on one arm, over all slices that count. None where a figure could not be had."""
 
     path: str
     workload: str
@@ -77,6 +100,53 @@ class RunResult:
     ring_full_waits: int
     steal_s: float
     notes: list[str] = field(default_factory=list)
+    arm: int = 0
+    merges: int = 0
+    dropped: int = 0  # slices of the warm-up
+    samples: Samples = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        options: JobOptions,
+        path: str,
+        workload: str,
+        arm: int,
+        slices: Sequence[Slice],
+        drop: int,
+        *,
+        polling: bool,
+    ) -> RunResult:
+        """From the slices of one arm, of which the first `drop` were warm-up: only their errors count."""
+        kept = slices[drop:]
+        jobs = np.concatenate([one.jobs for one in kept])
+        devices = [one.device for one in kept if one.device]
+        waits = sum(one.ring_full_waits for one in kept)
+        busy = polling and not waits
+        return cls(
+            path=path,
+            workload=workload,
+            bs=options.bs,
+            iodepth=options.iodepth,
+            numjobs=options.numjobs,
+            ios=int(jobs["ios"].sum()),
+            errors=sum(one.errors for one in slices),
+            runtime_s=sum(one.elapsed_s for one in kept),
+            clat=Clat.of(jobs, histogram_of(kept)),
+            driver=add_usage([one.driver for one in kept]),
+            device=add_usage(devices) if len(devices) == len(kept) else None,
+            busy_ns=int(jobs["busy_ns"].sum()) if busy else None,
+            kicks=sum(one.kicks for one in kept),
+            interrupts=sum(one.interrupts for one in kept),
+            ring_full_waits=waits,
+            steal_s=sum(one.steal_s for one in kept),
+            notes=next((one.notes for one in slices if one.notes), []),
+            arm=arm,
+            merges=sum(one.merges for one in kept),
+            dropped=drop,
+            samples=samples_of([one for one in kept if one.complete], busy),
+        )
 
     @property
     def iops(self) -> float:
@@ -147,6 +217,11 @@ class RunResult:
             "iops_per_total_cpu": self.iops_per_total_cpu,
             "steal_s": self.steal_s,
             "notes": self.notes,
+            "arm": self.arm,
+            "merges": self.merges,
+            "dropped": self.dropped,
+            "remarks": self.remarks,
+            "slices": self.samples,
         }
 
     @staticmethod

@@ -14,6 +14,9 @@ REQ_OP_READ = 0
 REQ_OP_WRITE = 1
 REQ_OP_FLUSH = 2  # an empty bio with REQ_PREFLUSH, spelt as an operation
 REQ_OP_GET_ID = 3  # driver-private, as Linux's REQ_OP_DRV_IN
+#: From here on, and GET_ID: no sectors, one segment that the driver made, never split or merged.
+REQ_OP_DISCARD = 4  # the segment holds the ranges (Linux: special_vec)
+REQ_OP_WRITE_ZEROES = 5
 
 REQ_PREFLUSH = 1
 REQ_FUA = 2
@@ -23,6 +26,7 @@ STEP_PREFLUSH = 0
 STEP_DATA = 1
 STEP_POSTFLUSH = 2
 STEP_DONE = 3
+STEP_REQUEST = 4  # on the request path, where block.blk_flush keeps the sequence
 
 BIO_DTYPE = np.dtype(
     [
@@ -38,6 +42,7 @@ BIO_DTYPE = np.dtype(
         ("submitted_ns", "i8"),  # CLOCK_MONOTONIC at submission
         ("length", "i8"),  # bytes
         ("waited", "i8"),  # 1 once it found the ring full
+        ("next", "i8"),  # request path: the next bio of the same request (bi_next)
     ]
 )
 

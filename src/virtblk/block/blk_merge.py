@@ -1,4 +1,4 @@
-"""Map a bio's segments to scatter lists within the disk's limits (Linux: blk_rq_map_sg, bio_split_to_limits).
+"""Map a bio's segments to scatter lists within the disk's limits (Linux: blk_map_sg, bio_split_to_limits).
 
 Adjacent segments coalesce while the whole fits one descriptor; a bio that needs more entries than a request may have,
 or more bytes, is cut at a sector boundary. Called by submitters, without any lock: the scatter list is the request's

@@ -7,13 +7,17 @@ import errno
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 from virtblk.bench.job import (
+    DEFAULT_PATHS,
     JobOptions,
     parse_cpus,
     parse_paths,
+    parse_queue,
     parse_workloads,
 )
+from virtblk.bench.posting import PRESETS
 from virtblk.errors import DeviceError, UsageError
 from virtblk.names import format_size, parse_name, parse_size
 
@@ -22,14 +26,18 @@ EXAMPLES = """examples:
   virtblk bench                                                   a disk of our own, in memory
   virtblk bench vhost-user:/run/disk.sock --rw randread           somebody's, only read
   virtblk bench vhost-user:/run/disk.sock --verify crc32c         and checked, which writes first
-  virtblk bench null:1g --bs 512 --iodepth 1 --poll --json -      the cost of one I/O, for a program"""
+  virtblk bench null:1g --bs 512 --iodepth 1 --poll --json -      the cost of one I/O, for a program
+  virtblk bench --queue scheduler=deadline                        the request path, set as in sysfs
+  virtblk bench --preset posting-ramdisk                          the load of 2012, with its figures
+  virtblk bench --compare before.json after.json                  what changed between two runs"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `virtblk bench`."""
     default = JobOptions()
     parser.description = (
-        "Load a disk and measure it: IOPS, latency, CPU of both sides. Options are fio's.\n"
+        "Load a disk and measure it: IOPS, latency, CPU of both sides, and one path against the other.\n"
+        "The paths take turns, slice by slice. Options are fio's.\n"
         "It writes to the disk, unless --rw names only read and randread."
     )
     parser.epilog = EXAMPLES
@@ -37,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "disk",
         nargs="?",
-        default=DEFAULT_DISK,
+        default=None,
         metavar="DISK",
         help=f"ram:SIZE, null:SIZE (both in a child process) or vhost-user:SOCKET (default {DEFAULT_DISK})",
     )
@@ -47,21 +55,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="workloads: read, write, randread, randwrite, or seq-read and so on (default all four)",
     )
-    add("--path", default=None, metavar="LIST", help="I/O paths: bio, the only one in this version (default bio)")
-    add("--use-bio", choices=("0", "1"), default=None, help="1: --path bio, as the posting's use_bio=1")
-    add("--bs", default="4k", metavar="SIZE", help="bytes per I/O (default 4k)")
-    add("--iodepth", type=_int, default=default.iodepth, metavar="N", help="I/Os in flight per job (default 32)")
-    add("--numjobs", type=_int, default=1, metavar="N", help="jobs, each a thread (default 1)")
+    add(
+        "--path",
+        default=None,
+        metavar="LIST",
+        help="I/O paths, compared slice by slice: request, bio; one twice for an A/A (default request,bio)",
+    )
+    add("--use-bio", choices=("0", "1"), default=None, help="the posting's use_bio: 0 is --path request, 1 --path bio")
+    add("--bs", default=None, metavar="SIZE", help="bytes per I/O (default 4k)")
+    add("--iodepth", type=_int, default=None, metavar="N", help="I/Os in flight per job (default 32)")
+    add("--numjobs", type=_int, default=None, metavar="N", help="jobs, each a thread (default 1)")
     add("--size", default=None, metavar="SIZE", help="use the first SIZE of the disk (default all of it)")
     add(
         "--runtime",
         type=_float,
         default=default.runtime,
         metavar="S",
-        help="seconds per workload; 0: one pass over the range per job (default 5)",
+        help="seconds per workload and path; 0: one pass over the range per job (default 5)",
     )
     add(
         "--ramp-time", type=_float, default=0.0, metavar="S", help="seconds of load before each measurement (default 0)"
+    )
+    add("--slice", type=_float, default=None, metavar="S", help="seconds per slice (default 0.25, or what fits)")
+    add("--confidence", type=_float, default=95.0, metavar="P", help="of the intervals, per cent (default 95)")
+    add(
+        "--rate-iops",
+        type=_rate,
+        default=0,
+        metavar="N",
+        help="I/Os per second of each job; latency counts from when each was due (default: as fast as it goes)",
     )
     add("--iodepth-batch-submit", type=_int, default=1, metavar="N", help="I/Os submitted at a time (default 1)")
     add(
@@ -72,8 +94,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--verify", default="none", metavar="METHOD", help="crc32c: write the range first, then check every read")
     add("--randseed", type=_int, default=1, metavar="N", help="seed of random offsets and contents (default 1)")
-    add("--queues", type=_int, default=1, metavar="N", help="virtqueues; the bio path uses one (default 1)")
-    add("--queue-size", type=_int, default=128, metavar="N", help="ring entries, a power of two (default 128)")
+    add("--queues", type=_int, default=1, metavar="N", help="virtqueues; both paths use one (default 1)")
+    add("--queue-size", type=_int, default=None, metavar="N", help="ring entries, a power of two (default 128)")
+    add(
+        "--queue",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set the block layer's queue as in sysfs: scheduler=noop, nr_requests=256, nomerges=1, read_expire=250",
+    )
     add(
         "--timeout",
         type=_float,
@@ -89,6 +118,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PID",
         help="process whose CPU is the device's (default: who listens on the socket)",
     )
+    add("--share-core", action="store_true", help="driver and device on one CPU: an overcommitted host")
+    add("--preset", choices=sorted(PRESETS), help="a known load; options given besides take precedence")
+    add("--compare", nargs=2, metavar=("A", "B"), help="compare two files of --json, and run nothing")
     add("--json", metavar="PATH", help="write all figures as JSON; - for standard output")
 
 
@@ -97,6 +129,13 @@ def _int(text: str) -> int:
         return parse_size(text, "number")
     except UsageError:  # a ValueError, whose text argparse would replace by the name of this function
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def _rate(text: str) -> int:
+    rate = _int(text)
+    if rate < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give 1 or more, or leave it out")
+    return rate
 
 
 def _float(text: str) -> float:
@@ -126,12 +165,24 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
         if path is not None and path != chosen:
             raise UsageError(f"--use-bio {options.use_bio} is --path {chosen}, but --path {path} was given too")
         path = chosen
+    preset = PRESETS[options.preset] if options.preset else {}
+    default = JobOptions()
+
+    def given(name: str, otherwise: Any) -> Any:
+        value = getattr(options, name)
+        return preset.get(name, otherwise) if value is None else value
+
     return JobOptions(
         workloads=parse_workloads(options.rw),
-        paths=parse_paths(path or "bio"),
-        bs=parse_size(options.bs, "--bs"),
-        iodepth=options.iodepth,
-        numjobs=options.numjobs,
+        paths=parse_paths(path or preset.get("path") or ",".join(DEFAULT_PATHS)),
+        bs=parse_size(given("bs", "4k"), "--bs"),
+        iodepth=given("iodepth", default.iodepth),
+        numjobs=given("numjobs", default.numjobs),
+        slice_s=options.slice,
+        confidence=options.confidence,
+        rate_iops=options.rate_iops,
+        queue=parse_queue(options.queue),
+        share_core=options.share_core,
         size=_size(options.size),
         runtime=options.runtime,
         ramp_time=options.ramp_time,
@@ -140,7 +191,7 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
         verify=options.verify,
         randseed=options.randseed,
         queues=options.queues,
-        queue_size=options.queue_size,
+        queue_size=given("queue_size", default.queue_size),
         timeout=options.timeout,
         driver_cpus=parse_cpus("--cpus-allowed", options.cpus_allowed) if options.cpus_allowed else None,
         device_cpus=parse_cpus("--device-cpus", options.device_cpus) if options.device_cpus else None,
@@ -150,14 +201,20 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
 
 def run(options: argparse.Namespace) -> int:
     """Run the bench; returns the exit status."""
+    if options.compare:
+        return _compare(options)
     job = _job_options(options)
+    if options.disk is None:
+        options.disk = DEFAULT_DISK
     parse_name(options.disk)
 
     # numba and all that, only once the options are known to be right
+    from virtblk.bench.comparison import compare
     from virtblk.bench.report import ProgressLine, as_json, check_json, print_report, write_json
     from virtblk.bench.runner import Runner
     from virtblk.bench.session import Session
     from virtblk.bench.stat import RunResult
+    from virtblk.bench.summary import print_preset, print_summary
 
     if options.json:
         check_json(options.json)  # before the run, not after it
@@ -191,8 +248,12 @@ def run(options: argparse.Namespace) -> int:
         device = session.describe()
     print(file=out)
     print_report(results, out)
+    comparisons = compare(results, job.confidence, job.randseed)
+    print_summary(comparisons, job.confidence, out)
+    if options.preset:
+        print_preset(results, out)
     if options.json:
-        write_json(options.json, as_json(device, results))
+        write_json(options.json, as_json(device, job, results, comparisons))
     if failure is not None and not (interrupted and failure.errno == errno.ESHUTDOWN):
         raise failure
     if interrupted:
@@ -201,9 +262,27 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(result.errors for result in results) else 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    """`--compare A B`; returns the exit status."""
+    if options.disk is not None:
+        raise UsageError(f"--compare runs nothing; leave out {options.disk}")
+    from virtblk.bench.compare import compare_files, print_compared
+    from virtblk.bench.report import check_json, write_json
+
+    if options.json:
+        check_json(options.json)
+    first, second = options.compare
+    compared = compare_files(first, second, options.confidence)
+    print_compared(compared, sys.stderr if options.json == "-" else sys.stdout)
+    if options.json:
+        write_json(options.json, compared.as_json())
+    return 0
+
+
 def _headline(disk: str, job: JobOptions, size: int, placement: str) -> str:
     completion = "polling" if job.poll else "interrupts"
     batch = f", batches of {job.batch_submit}" if job.batch_submit > 1 else ""
     verify = f", verify {job.verify}" if job.verify != "none" else ""
-    load = f"blocks of {format_size(job.bs)}, {job.numjobs} x {job.iodepth} in flight{batch}"
+    rate = f" at {job.rate_iops} IOPS each" if job.rate_iops else ""
+    load = f"blocks of {format_size(job.bs)}, {job.numjobs} x {job.iodepth} in flight{rate}{batch}"
     return f"{disk} ({format_size(size)}): {load}, ring of {job.queue_size}, {completion}{verify}; {placement}"

@@ -51,6 +51,11 @@ def run(options: argparse.Namespace) -> int:
             "size_max": device.size_max,
             "num_queues": device.num_queues,
             "pid": device.peer_pid(),
+            "queue": {
+                name.removeprefix("queue/"): device.sysfs.read(name)
+                for name in device.sysfs.names()
+                if name.startswith("queue/")
+            },
             "features": feature_names(accepted),
             "features_refused": feature_names(offered & ~accepted),
             "protocol_features": [
@@ -72,6 +77,9 @@ def run(options: argparse.Namespace) -> int:
             print(f"{key}:" + ("" if value else " none"), file=out)
             for item in value:
                 print(f"  {item}", file=out)
+        elif isinstance(value, dict):
+            for name, text in value.items():
+                print(f"{key}/{name}: {text}", file=out)
         else:
             extra = f" ({format_size(value)})" if key == "size" else ""
             print(f"{key}: {_text(value)}{extra}", file=out)

@@ -53,10 +53,10 @@ WORKER_DTYPE = np.dtype(
         ("kick_fd", "i8"),
         ("stop_fd", "i8"),
         ("poll_ns", "i8"),
-        ("scratch", "i8"),  # address of 16 bytes for headers in pieces
         ("requests", "i8"),  # counters
         ("kicks", "i8"),
         ("calls", "i8"),
+        ("delay_ns", "i8"),  # spin this long for each request: a slow device, for tests of what notices it
     ]
 )
 
@@ -75,9 +75,7 @@ def process_batch(vr, mem, disk, requests, worker):
             break
         pieces = vr.state[0]["pieces"]
         readable = vr.state[0]["readable"]
-        kind, sector = parse(
-            requests, count, head, vr.piece_addr, vr.piece_len, first, pieces, readable, worker[0]["scratch"]
-        )
+        kind, sector = parse(requests, count, head, vr.piece_addr, vr.piece_len, first, pieces, readable)
         validate(disk, requests, count, kind, sector)
         first += pieces
         size += requests[count]["length"]
@@ -127,6 +125,14 @@ def wait_for_kick(worker):
 
 
 @cold_kernel
+def delay(worker, count):
+    """Be as slow as a device that takes `delay_ns` longer for each of `count` requests."""
+    until = clock_ns() + count * worker[0]["delay_ns"]
+    while clock_ns() < until:
+        cpu_pause()
+
+
+@cold_kernel
 def worker_loop(vr, mem, disk, requests, worker):
     """Serve one ring until its stop word is set or the ring breaks. The last word written is `done`."""
     poll_ns = worker[0]["poll_ns"]
@@ -138,6 +144,8 @@ def worker_loop(vr, mem, disk, requests, worker):
         if count < 0:
             break
         if count > 0:
+            if worker[0]["delay_ns"]:
+                delay(worker, count)
             signal_driver(vr, worker)
             spins = 0
             continue

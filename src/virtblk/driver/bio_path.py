@@ -6,14 +6,17 @@ under the queue lock, and one kick is offered per bio. A full ring makes the sub
 the submitter when it harvests the step before: the merged kernel needed a work item there, since its completion may not
 sleep; ours is back in the context that may.
 
-Called by submitters. A negative return means that the queue is over, and that no bio of it will end any more.
+Called by submitters, through `driver.submit_bio`. A negative return means that the queue is over, and that no bio of it
+will end any more.
 """
 
 from __future__ import annotations
 
 from virtblk.block.bio import (
+    REQ_OP_DISCARD,
     REQ_OP_GET_ID,
     REQ_OP_READ,
+    REQ_OP_WRITE_ZEROES,
     STEP_DATA,
     STEP_DONE,
     bio_first_step,
@@ -21,16 +24,19 @@ from virtblk.block.bio import (
 )
 from virtblk.block.blk_merge import blk_map_sg
 from virtblk.driver.completion import virtblk_bio_done, virtblk_pending, virtblk_wait, virtblk_wake
+from virtblk.driver.handle import queue_of
 from virtblk.driver.virtblk_req import virtblk_add_req, virtblk_alloc_req, virtblk_setup_req
-from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.kernel import cold_kernel, inline_kernel, kernel
 from virtblk.jit.libc import clock_ns
 from virtblk.jit.lock import mutex_lock, mutex_unlock, wake_up
 from virtblk.uapi.virtio_blk import (
     SECTOR_SHIFT,
+    VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 )
 from virtblk.virtio.virtio_ring_split import virtqueue_kick_prepare, virtqueue_notify
 
@@ -84,6 +90,8 @@ def virtblk_wait_for_room(d, sub, req, bio, hold):
         d.bios[bio]["waited"] = 1
         d.submitters[sub]["ring_full_waits"] += 1
     began = clock_ns()
+    vec = d.cursors[sub]["vec"]  # whoever reaps may start the queue of the request path, and maps with this cursor
+    offset = d.cursors[sub]["offset"]
     room = 1 if d.vq.state[0]["indirect"] else d.requests[req]["readable"] + d.requests[req]["writable"]
     while True:
         code = virtblk_wait(d, sub, room, True)
@@ -91,12 +99,14 @@ def virtblk_wait_for_room(d, sub, req, bio, hold):
             code = virtblk_add_buf(d, sub, req, bio, hold)
         if code == 0 or d.queue[0]["error"]:
             d.submitters[sub]["waited_ns"] += clock_ns() - began
+            d.cursors[sub]["vec"] = vec
+            d.cursors[sub]["offset"] = offset
             if d.vq.state[0]["num_free"] > 0:
                 wake_up(d.queue[0]["queue_wait"], 1)
             return code
 
 
-@kernel
+@inline_kernel
 def virtblk_add_buf_wait(d, sub, req, bio, hold):
     """Add the request, waiting for room as long as it takes: 0, or -errno once the queue is over."""
     code = virtblk_add_buf(d, sub, req, bio, hold)
@@ -118,11 +128,11 @@ def virtblk_end_now(d, sub, bio, error):
     return 0
 
 
-@cold_kernel
+@inline_kernel
 def virtblk_issue_flush(d, sub, bio):
     """One FLUSH request: sector 0, no data (5.2.6.1)."""
     req = virtblk_get_spare(d, sub)
-    virtblk_setup_req(d, req, bio, VIRTIO_BLK_T_FLUSH, 0, 0, False, 0)
+    virtblk_setup_req(d, req, bio, -1, VIRTIO_BLK_T_FLUSH, 0, 0, False, 0)
     d.bios[bio]["remaining"] = 1
     return virtblk_add_buf_wait(d, sub, req, bio, False)
 
@@ -140,7 +150,7 @@ def virtblk_release_hold(d, sub, bio):
     virtblk_wake(d, sub, noted, False)
 
 
-@kernel
+@inline_kernel
 def virtblk_issue_data(d, sub, bio):
     """The bio's data, in one request, or in as many as the limits ask for."""
     op = d.bios[bio]["op"]
@@ -151,6 +161,11 @@ def virtblk_issue_data(d, sub, bio):
         kind = VIRTIO_BLK_T_IN
     elif op == REQ_OP_GET_ID:
         kind = VIRTIO_BLK_T_GET_ID
+    elif op == REQ_OP_DISCARD:
+        kind = VIRTIO_BLK_T_DISCARD
+    elif op == REQ_OP_WRITE_ZEROES:
+        kind = VIRTIO_BLK_T_WRITE_ZEROES
+    writable = kind == VIRTIO_BLK_T_IN or kind == VIRTIO_BLK_T_GET_ID
     end = d.bios[bio]["vec"] + d.bios[bio]["vcnt"]
     d.cursors[sub]["vec"] = d.bios[bio]["vec"]
     d.cursors[sub]["offset"] = 0
@@ -159,7 +174,7 @@ def virtblk_issue_data(d, sub, bio):
     while left > 0:
         req = virtblk_get_spare(d, sub)
         first = req * d.queue[0]["sg_elems"] + 1
-        if op == REQ_OP_GET_ID:  # 20 bytes: no sectors, one segment, never split
+        if op >= REQ_OP_GET_ID:  # no sectors, one segment, never split
             d.sg_addr[first] = d.vec_addr[end - 1]
             d.sg_len[first] = left
             entries, size = 1, left
@@ -182,7 +197,7 @@ def virtblk_issue_data(d, sub, bio):
             d.bios[bio]["error"] = EINVAL
             break
         split = split or size < left
-        virtblk_setup_req(d, req, bio, kind, sector, entries, kind != VIRTIO_BLK_T_OUT, size)
+        virtblk_setup_req(d, req, bio, -1, kind, sector, entries, writable, size)
         code = virtblk_add_buf_wait(d, sub, req, bio, split)
         if code < 0:
             return code
@@ -193,9 +208,10 @@ def virtblk_issue_data(d, sub, bio):
     return 0
 
 
-@kernel
-def virtblk_issue(d, sub, bio, step):
+@cold_kernel
+def virtblk_issue(handle, paths, sub, bio, step):
     """Send what `step` of the bio asks for: 0 or -errno."""
+    d = queue_of(handle, paths)
     d.bios[bio]["step"] = step
     if step == STEP_DONE:
         return virtblk_end_now(d, sub, bio, 0)
@@ -206,14 +222,15 @@ def virtblk_issue(d, sub, bio, step):
     return virtblk_issue_flush(d, sub, bio)
 
 
-@kernel
+@inline_kernel
 def virtblk_make_request(d, sub, bio, now_ns):
     """Submit a bio: 0, or -errno once the queue is over. Its completion comes through virtblk_harvest."""
     d.bios[bio]["submitted_ns"] = now_ns
-    return virtblk_issue(d, sub, bio, bio_first_step(d.bios, bio, d.queue[0]["can_flush"]))
+    step = bio_first_step(d.bios, bio, d.queue[0]["can_flush"])
+    return virtblk_issue(d.queue[0]["handle"], d.paths, sub, bio, step)
 
 
-@kernel
+@inline_kernel
 def virtblk_harvest(d, sub):
     """Take a bio that ended off the submitter's list; -1 where there is none, -errno - 1 once the queue is over.
 
@@ -227,24 +244,7 @@ def virtblk_harvest(d, sub):
         step = bio_next_step(d.bios, bio, d.queue[0]["can_flush"])
         if step == STEP_DONE:
             return bio
-        code = virtblk_issue(d, sub, bio, step)
+        code = virtblk_issue(d.queue[0]["handle"], d.paths, sub, bio, step)
         if code < 0:
             return code - 1
     return -1
-
-
-@cold_kernel
-def submit_bio_wait(d, sub, bio, now_ns):
-    """Submit one bio and wait for it: 0, the bio's errno (positive), or -errno once the queue is over."""
-    code = virtblk_make_request(d, sub, bio, now_ns)
-    if code < 0:
-        return code
-    while True:
-        ended = virtblk_harvest(d, sub)
-        if ended >= 0:
-            return d.bios[ended]["error"]
-        if ended < -1:
-            return ended + 1
-        code = virtblk_wait(d, sub, 0, True)
-        if code < 0:
-            return code

@@ -1,7 +1,8 @@
 """Completion and the one waiting rule (Linux: virtblk_done, bio_endio, blk_poll).
 
-Whoever finds used requests reaps all of them under the queue lock, ends their bios and puts these on their owners'
-completion lists; after the lock is dropped it wakes the owners that sleep, and one of those that wait for room.
+Whoever finds used requests reaps all of them under the queue lock, bios' and requests' alike, ends their bios and puts
+these on their owners' completion lists, and starts the queue again if requests wait in it; after the lock is dropped it
+wakes the owners that sleep, and one each of those that wait for room and for a request of the pool.
 
 Waiting, for completions or for room, is one rule: reap what is there; spin for `poll_ns`, reaping; then ask for an
 interrupt and block for a bounded time. Interrupts are asked for while somebody blocks, and only then. In interrupt mode
@@ -10,8 +11,13 @@ one completion thread per queue (`completion_loop`) waits on the call fd; with p
 
 from __future__ import annotations
 
-from virtblk.block.bio import bio_endio
-from virtblk.driver.virtblk_req import LINE_HEAD, LINE_WAIT, virtblk_free_req
+from virtblk.block.bio import REQ_OP_GET_ID, bio_endio
+from virtblk.block.blk_flush import blk_flush_end_io
+from virtblk.block.elevator import blk_queue_idle
+from virtblk.block.request import LIST_DONE, RQ_DRIVER, blk_put_request, list_del, list_first, list_head
+from virtblk.driver.handle import queue_of
+from virtblk.driver.request_fn import blk_start_queue
+from virtblk.driver.virtblk_req import LINE_HEAD, LINE_WAIT, has_bio_path, virtblk_free_req
 from virtblk.jit.atomics import (
     cmpxchg_u32,
     cpu_pause,
@@ -23,7 +29,7 @@ from virtblk.jit.atomics import (
     load_u8,
     store_release_i64,
 )
-from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.kernel import cold_kernel, inline_kernel, kernel
 from virtblk.jit.libc import clock_ns, eventfd_drain, poll_in2
 from virtblk.jit.lock import (
     mutex_lock,
@@ -43,6 +49,7 @@ from virtblk.virtio.virtio_ring_split import (
     virtqueue_enable_cb,
     virtqueue_get_buf,
     virtqueue_more_used,
+    virtqueue_notify,
 )
 
 EIO = 5
@@ -56,6 +63,8 @@ WAKE_ALL = 1 << 30
 COMPLETION_WAIT_MS = 1000
 #: Rounds without a find after which the one who polls looks at the clock, and lets another poll.
 TURN_ROUNDS = 4096
+#: What a submitter waits for besides free descriptors (their number) and completions (0): a request of the pool.
+WAIT_REQUEST = -1
 
 
 @kernel
@@ -78,6 +87,7 @@ def virtblk_break(d, error):
     for s in range(d.queue[0]["submitters"]):
         wake_up(d.submitters[s]["line"] + LINE_WAIT, WAKE_ALL)
     wake_up(d.queue[0]["queue_wait"], WAKE_ALL)
+    wake_up(d.queue[0]["request_wait"], WAKE_ALL)
 
 
 @kernel
@@ -97,6 +107,37 @@ def virtblk_bio_done(d, bio, reaper, noted):
 
 
 @kernel
+def virtblk_end_request(d, rq, error, reaper, noted):
+    """End all bios of a request and put it back (blk_end_request_all): owners noted so far. Under the queue lock."""
+    last = d.q.rq[rq]["bio_tail"]
+    bio = d.q.rq[rq]["bio"]
+    if error and d.q.rq[rq]["op"] == REQ_OP_GET_ID:
+        error = EIO  # as the posting ends its SPECIAL requests: an error is an error
+    while True:
+        following = d.bios[bio]["next"]  # before its owner has it back
+        if bio_endio(d.bios, bio, error):
+            noted = virtblk_bio_done(d, bio, reaper, noted)
+        if bio == last:
+            break
+        bio = following
+    blk_put_request(d.q, rq)
+    return noted
+
+
+@cold_kernel
+def virtblk_end_flush(d, rq, error, reaper, noted):
+    """A request of the flush machinery ended: end those whose sequences are over now. Under the queue lock."""
+    blk_flush_end_io(d.q, rq, error, clock_ns())
+    done = list_head(d.q, LIST_DONE)
+    while True:
+        ended = list_first(d.q, done)
+        if ended < 0:
+            return noted
+        list_del(d.q, ended)
+        noted = virtblk_end_request(d, ended, d.q.rq[ended]["error"], reaper, noted)
+
+
+@kernel
 def virtblk_reap_locked(d, reaper, noted):
     """Take every used request off the ring: (how many, owners noted so far). Under the queue lock."""
     count = 0
@@ -110,9 +151,15 @@ def virtblk_reap_locked(d, reaper, noted):
             break
         error = virtblk_result(load_u8(d.requests[req]["status"]))
         bio = d.requests[req]["bio"]
+        rq = d.requests[req]["rq"]
         virtblk_free_req(d, req)
-        if bio_endio(d.bios, bio, error):
-            noted = virtblk_bio_done(d, bio, reaper, noted)
+        if has_bio_path(d.paths) and rq < 0:
+            if bio_endio(d.bios, bio, error):
+                noted = virtblk_bio_done(d, bio, reaper, noted)
+        elif d.q.rq[rq]["seq"] or rq == d.q.state[0]["flush_rq"]:
+            noted = virtblk_end_flush(d, rq, error, reaper, noted)
+        else:
+            noted = virtblk_end_request(d, rq, error, reaper, noted)
         count += 1
     return count, noted
 
@@ -125,26 +172,29 @@ def virtblk_wake(d, reaper, noted, room):
         wake_up(d.submitters[d.noted[i]]["line"] + LINE_WAIT, 1)
     if room:
         wake_up(d.queue[0]["queue_wait"], 1)
+        wake_up(d.queue[0]["request_wait"], 1)
 
 
 @kernel
 def virtblk_end_reap(d, reaper, noted, count):
-    """Drop the lock after a reap of `count`, wake whom it concerns; 0, or -errno where the ring turned out broken."""
+    """Start the queue after a reap of `count`, drop the lock, kick, wake whom it concerns: 0, or -errno where the ring
+    turned out broken."""
     error = d.queue[0]["error"]
+    kick = count > 0 and error == 0 and not blk_queue_idle(d.q) and blk_start_queue(d, reaper)
     mutex_unlock(d.queue[0]["lock"])
+    if kick:
+        virtqueue_notify(d.vq)
+        d.submitters[reaper]["kicks"] += 1
     virtblk_wake(d, reaper, noted, count > 0)
     if error:
         virtblk_break(d, error)
     return -error
 
 
-@kernel
-def virtblk_done(d, reaper, patient):
-    """Reap: how many requests ended, or -errno once the queue is over. Not `patient`: 0 where the lock is taken."""
-    if d.queue[0]["error"]:
-        return -d.queue[0]["error"]
-    if not virtqueue_more_used(d.vq):
-        return 0
+@cold_kernel
+def virtblk_done_at(handle, paths, reaper, patient):
+    """virtblk_done, where there is something to reap."""
+    d = queue_of(handle, paths)
     if patient:
         mutex_lock(d.queue[0]["lock"])
     elif not mutex_trylock(d.queue[0]["lock"]):
@@ -156,6 +206,16 @@ def virtblk_done(d, reaper, patient):
     count, noted = virtblk_reap_locked(d, reaper, 0)
     error = virtblk_end_reap(d, reaper, noted, count)
     return error if error < 0 else count
+
+
+@inline_kernel
+def virtblk_done(d, reaper, patient):
+    """Reap: how many requests ended, or -errno once the queue is over. Not `patient`: 0 where the lock is taken."""
+    if d.queue[0]["error"]:
+        return -d.queue[0]["error"]
+    if not virtqueue_more_used(d.vq):
+        return 0
+    return virtblk_done_at(d.queue[0]["handle"], d.paths, reaper, patient)
 
 
 @cold_kernel
@@ -183,22 +243,33 @@ def virtblk_pending(d, sub):
 
 @kernel
 def virtblk_ready(d, sub, room):
-    """What the submitter waits for is there: `room` free descriptors, or (room 0) a completion of its own."""
+    """What the submitter waits for is there: `room` free descriptors, or (room 0) a completion of its own, or a request
+    of the pool (WAIT_REQUEST)."""
     if d.queue[0]["error"]:
         return True
+    if room == WAIT_REQUEST:
+        return d.q.state[0]["in_use"] < d.q.state[0]["nr_requests"]
     if room:
         return d.vq.state[0]["num_free"] >= room
     return virtblk_pending(d, sub) > 0
 
 
-@cold_kernel
+@kernel
+def virtblk_wait_queue(d, sub, room):
+    """The wait queue for what the submitter waits for."""
+    if room == 0:
+        return d.submitters[sub]["line"] + LINE_WAIT
+    return d.queue[0]["request_wait"] if room == WAIT_REQUEST else d.queue[0]["queue_wait"]
+
+
+@inline_kernel
 def virtblk_block(d, sub, room):
     """Ask for an interrupt and sleep until woken, SLEEP_NS at most.
 
     The count of sleepers goes up before the ring is looked at once more (virtqueue_enable_cb, which has the fence), so
     a completion thread that reaps meanwhile either sees the count or leaves something that we see.
     """
-    queue = d.queue[0]["queue_wait"] if room else d.submitters[sub]["line"] + LINE_WAIT
+    queue = virtblk_wait_queue(d, sub, room)
     sequence = wait_prepare(queue)
     fetch_add_i64(d.queue[0]["sleepers"], 1)
     mutex_lock(d.queue[0]["lock"])
@@ -218,9 +289,11 @@ def virtblk_pass_turn(d, sub):
     between announcing a sleeper and looking at the turn.
     """
     exchange_u32(d.queue[0]["turn"], 0)
-    if waiters(d.queue[0]["queue_wait"]) > 0:
-        wake_up(d.queue[0]["queue_wait"], 1)
-        return
+    for room in range(WAIT_REQUEST, 2, 2):  # a request of the pool, a free descriptor
+        queue = virtblk_wait_queue(d, sub, room)
+        if waiters(queue) > 0:
+            wake_up(queue, 1)
+            return
     count = d.queue[0]["submitters"]
     for i in range(1, count):
         queue = d.submitters[(sub + i) % count]["line"] + LINE_WAIT
@@ -230,6 +303,19 @@ def virtblk_pass_turn(d, sub):
 
 
 @cold_kernel
+def blk_timeout_base(d, now):
+    """What a wait for a completion counts from on the request path: when the oldest request that the device has was
+    started, or now. A request's time runs from its start, not while it waits in the queue (blk_rq_timed_out_timer)."""
+    oldest = now
+    count = d.q.state[0]["most_used"]
+    for i in range(count + 1):
+        rq = i if i < count else d.q.state[0]["flush_rq"]
+        if d.q.rq[rq]["where"] == RQ_DRIVER:
+            oldest = min(oldest, d.q.rq[rq]["start_ns"])
+    return oldest
+
+
+@inline_kernel
 def virtblk_wait_in_turn(d, sub, room):
     """virtblk_wait for more pollers than cores: one polls for all, the others sleep until their turn or their wake-up.
 
@@ -246,7 +332,7 @@ def virtblk_wait_in_turn(d, sub, room):
                     cpu_pause()
             virtblk_pass_turn(d, sub)
         else:
-            queue = d.queue[0]["queue_wait"] if room else d.submitters[sub]["line"] + LINE_WAIT
+            queue = virtblk_wait_queue(d, sub, room)
             sequence = wait_prepare(queue)
             if not virtblk_ready(d, sub, room) and load_acquire_u32(d.queue[0]["turn"]) != 0:
                 wait_sleep(queue, sequence, SLEEP_NS)
@@ -256,20 +342,21 @@ def virtblk_wait_in_turn(d, sub, room):
             since = now
             used = d.vq.state[0]["last_used"]
         late = now - since > d.queue[0]["timeout_ns"]
-        if late and not virtblk_ready(d, sub, room) and not virtqueue_more_used(d.vq):
-            virtblk_break(d, ETIMEDOUT)
-            break
+        if late and room == 0 and not d.queue[0]["use_bio"]:
+            since = blk_timeout_base(d, now)
+            late = now - since > d.queue[0]["timeout_ns"]
+        if late:
+            virtblk_done(d, sub, True)  # what ended in time counts, even if nobody has looked yet
+            if not virtblk_ready(d, sub, room):
+                virtblk_break(d, ETIMEDOUT)
+                break
     return -d.queue[0]["error"]
 
 
-@kernel
-def virtblk_wait(d, sub, room, reap):
-    """Wait until `virtblk_ready`: 0, or -errno once the queue is over.
-
-    Ends the queue with ETIMEDOUT when a completion stays away for `timeout_ns`, whatever ends for others meanwhile, or
-    when no room is there and nothing at all ends for that long. Reaps what it finds; without `reap` it returns as soon
-    as there is something to reap (a load generator that wants to know how long the reaping takes).
-    """
+@cold_kernel
+def virtblk_wait_at(handle, paths, sub, room, reap):
+    """virtblk_wait, where there is something to wait for."""
+    d = queue_of(handle, paths)
     poll_ns = d.queue[0]["poll_ns"]
     if d.queue[0]["crowded"]:
         if poll_ns < 0:
@@ -298,11 +385,27 @@ def virtblk_wait(d, sub, room, reap):
             since = now
             used = d.vq.state[0]["last_used"]
         if now - since > d.queue[0]["timeout_ns"]:
-            virtblk_break(d, ETIMEDOUT)
-            break
+            if room == 0 and not d.queue[0]["use_bio"]:
+                since = blk_timeout_base(d, now)
+            if now - since > d.queue[0]["timeout_ns"]:
+                virtblk_break(d, ETIMEDOUT)
+                break
         if poll_ns >= 0 and now - began >= poll_ns:
             virtblk_block(d, sub, room)
     return -d.queue[0]["error"]
+
+
+@inline_kernel
+def virtblk_wait(d, sub, room, reap):
+    """Wait until `virtblk_ready`: 0, or -errno once the queue is over.
+
+    Ends the queue with ETIMEDOUT when a completion stays away for `timeout_ns`, whatever ends for others meanwhile, or
+    when no room is there and nothing at all ends for that long. Reaps what it finds; without `reap` it returns as soon
+    as there is something to reap (a load generator that wants to know how long the reaping takes).
+    """
+    if virtblk_ready(d, sub, room):
+        return -d.queue[0]["error"]
+    return virtblk_wait_at(d.queue[0]["handle"], d.paths, sub, room, reap)
 
 
 @cold_kernel

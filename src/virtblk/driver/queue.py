@@ -6,13 +6,23 @@ Control context. `QueueSetup` lays everything out in one arena and hands out the
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from virtblk.block.bio import BIO_DTYPE
 from virtblk.block.blk_merge import CURSOR_DTYPE
-from virtblk.driver.virtblk_req import QUEUE_DTYPE, REQUEST_DTYPE, SUBMITTER_DTYPE, VirtblkQueue
+from virtblk.block.request import RequestQueue
+from virtblk.block.request_queue import blk_init_queue, example_request_queue
+from virtblk.driver.virtblk_req import (
+    QUEUE_DTYPE,
+    REQUEST_DTYPE,
+    SUBMITTER_DTYPE,
+    BothPaths,
+    RequestPathOnly,
+    VirtblkQueue,
+)
 from virtblk.jit.table import Table
 from virtblk.mem.shm import CACHE_LINE, Arena, Words, align_up
 from virtblk.uapi.virtio_blk import OUTHDR_SIZE
@@ -21,7 +31,7 @@ from virtblk.virtio.virtio_ring_split import VRING_DTYPE, VringVirtqueue
 from virtblk.virtio.virtqueue import SplitLayout, SplitVirtqueue
 
 # Words shared by threads, after one line per submitter.
-_LOCK, _QUEUE_WAIT, _SLEEPERS, _TURN, _STOP, _DONE, _SHARED_WORDS = range(7)
+_LOCK, _QUEUE_WAIT, _REQUEST_WAIT, _SLEEPERS, _TURN, _STOP, _DONE, _SHARED_WORDS = range(8)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,8 @@ def example_queue() -> VirtblkQueue:
     """A queue of no use but for its types: what to compile kernels for before there is a device."""
     return VirtblkQueue(
         VringVirtqueue(Table(1, VRING_DTYPE), Table(1), Table(1), Table(1)),
+        example_request_queue(),
+        BothPaths(),
         Table(1, QUEUE_DTYPE),
         Table(1, REQUEST_DTYPE),
         Table(1),
@@ -77,11 +89,27 @@ def example_queue() -> VirtblkQueue:
     )
 
 
+def _tables(view: VirtblkQueue) -> Iterator[Table]:
+    """All tables of a queue, in the order of the handle."""
+    for field in view:
+        if isinstance(field, Table):
+            yield field
+        elif isinstance(field, VringVirtqueue | RequestQueue):
+            yield from field
+
+
 class QueueSetup:
     """One queue. `data` is the address of the data memory; `kick_fd` and `call_fd` are ours until `close`."""
 
     def __init__(
-        self, arena: Arena, limits: QueueLimits, *, timeout_ns: int, poll_ns: int, crowded: bool = False
+        self,
+        arena: Arena,
+        limits: QueueLimits,
+        *,
+        timeout_ns: int,
+        poll_ns: int,
+        crowded: bool = False,
+        paths: BothPaths | RequestPathOnly = BothPaths(),  # noqa: B008  (a NamedTuple: nobody can change it)
     ) -> None:
         self.limits = limits
         self.kick_fd = self.call_fd = self.stop_fd = -1
@@ -107,6 +135,7 @@ class QueueSetup:
         for name, index in (
             ("lock", _LOCK),
             ("queue_wait", _QUEUE_WAIT),
+            ("request_wait", _REQUEST_WAIT),
             ("sleepers", _SLEEPERS),
             ("turn", _TURN),
             ("stop", _STOP),
@@ -126,6 +155,7 @@ class QueueSetup:
             ("sg_elems", sg_elems),
             ("done_size", done_size),
             ("submitters", nsub),
+            ("use_bio", isinstance(paths, BothPaths)),
             ("free_requests", limits.pool),
         ):
             queue[0][name] = value
@@ -137,25 +167,40 @@ class QueueSetup:
         submitters = Table(nsub + 1, SUBMITTER_DTYPE)
         submitters["line"] = [self._words.address(index) for index in range(nsub + 1)]
         submitters["spare"] = -1
-        bios = limits.bios_each * nsub
+        count = limits.bios_each * nsub
+        bios = Table(count, BIO_DTYPE)
+        vec_addr, vec_len = Table(count * limits.segments_each), Table(count * limits.segments_each)
+        block = blk_init_queue(
+            bios,
+            vec_addr,
+            vec_len,
+            submitters=nsub,
+            max_segs=limits.max_segs,
+            max_seg_len=limits.max_seg_len,
+            max_bytes=limits.max_bytes,
+            can_flush=limits.can_flush,
+        )
         self.kernel_view = VirtblkQueue(
             self.ring.vring,
+            block,
+            paths,
             queue,
             pool,
             Table.of(numbers[::-1].astype(np.int64)),
             Table(limits.pool * sg_elems),
             Table(limits.pool * sg_elems),
-            Table(bios, BIO_DTYPE),
-            Table(bios * limits.segments_each),
-            Table(bios * limits.segments_each),
+            bios,
+            vec_addr,
+            vec_len,
             submitters,
             Table(nsub + 1, CURSOR_DTYPE),
             Table(nsub * done_size),
             Table((nsub + 1) * nsub),
         )
-        ring, *tables = self.kernel_view
-        self._handle = Table(2 * (len(ring) + len(tables)))
-        self._handle[:] = [word for table in (*ring, *tables) for word in (table.address, table.length)]
+        tables = list(_tables(self.kernel_view))
+        self._handle = Table(2 * len(tables))
+        self._handle[:] = [word for table in tables for word in (table.address, table.length)]
+        queue[0]["handle"] = self._handle.address
 
     @property
     def handle(self) -> int:

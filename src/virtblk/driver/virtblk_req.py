@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from virtblk.block.request import RequestQueue
 from virtblk.jit.atomics import store_i64, store_u8, store_u32
+from virtblk.jit.by_type import by_type
 from virtblk.jit.kernel import kernel
 from virtblk.jit.table import Table
 from virtblk.status import STATUS_SENTINEL
@@ -26,8 +28,10 @@ from virtblk.virtio.virtio_ring_split import (
 QUEUE_DTYPE = np.dtype(
     [
         # fixed for the queue's life
+        ("handle", "i8"),  # address of the queue's handle (driver.handle)
         ("lock", "i8"),  # address of the queue lock
         ("queue_wait", "i8"),  # address of the wait queue for room in the ring (exclusive)
+        ("request_wait", "i8"),  # address of the wait queue for a request of the block layer (exclusive)
         ("sleepers", "i8"),  # address of the count of submitters that block: interrupts are wanted while it is not 0
         ("turn", "i8"),  # address of the word that is 1 while one submitter polls for all
         ("stop", "i8"),  # address of the word that ends the completion thread
@@ -44,6 +48,8 @@ QUEUE_DTYPE = np.dtype(
         ("sg_elems", "i8"),  # max_segs + 2
         ("done_size", "i8"),  # entries of a submitter's completion list, a power of two
         ("submitters", "i8"),
+        # changed only while nothing is in flight
+        ("use_bio", "i8"),  # which path bios take: 1 the bio path, 0 the request path
         # under the queue lock
         ("free_requests", "i8"),
         ("reaps", "i8"),  # passes that found something: marks who was noted in this pass
@@ -57,7 +63,8 @@ REQUEST_DTYPE = np.dtype(
         ("header", "i8"),  # addresses in the arena
         ("table", "i8"),
         ("status", "i8"),
-        ("bio", "i8"),
+        ("bio", "i8"),  # whose it is: a bio's own on the bio path,
+        ("rq", "i8"),  # or a request's on the request path; -1 for the other
         ("readable", "i8"),  # scatter list entries
         ("writable", "i8"),
         ("writable_bytes", "i8"),
@@ -72,6 +79,8 @@ SUBMITTER_DTYPE = np.dtype(
         ("mark", "i8"),  # the reap that last noted it
         ("kicks", "i8"),
         ("ring_full_waits", "i8"),  # bios that found no room at first try
+        ("request_waits", "i8"),  # bios that found the pool of requests empty
+        ("merges", "i8"),  # bios that joined a request in its plug
         ("waited_ns", "i8"),  # in those waits, reaping for others included
     ]
 )
@@ -80,10 +89,28 @@ LINE_HEAD = 0
 LINE_WAIT = 8
 
 
+class BothPaths(NamedTuple):
+    """A queue whose bios may take either path, as `use_bio` says."""
+
+    unused: int = 0
+
+
+class RequestPathOnly(NamedTuple):
+    """A queue compiled without the bio path: what `use_bio` off is measured against."""
+
+    unused: int = 0
+
+
+#: 1 where the bio path is compiled in. Takes VirtblkQueue.paths.
+has_bio_path = by_type({BothPaths: 1, RequestPathOnly: 0})
+
+
 class VirtblkQueue(NamedTuple):
     """Everything one queue's compiled code needs."""
 
     vq: VringVirtqueue
+    q: RequestQueue
+    paths: BothPaths | RequestPathOnly
     queue: Table  # [1] QUEUE_DTYPE
     requests: Table  # [pool] REQUEST_DTYPE
     free: Table  # [pool] stack of free requests
@@ -118,9 +145,10 @@ def virtblk_free_req(d, req):
 
 
 @kernel
-def virtblk_setup_req(d, req, bio, kind, sector, entries, data_writable, data_bytes):
+def virtblk_setup_req(d, req, bio, rq, kind, sector, entries, data_writable, data_bytes):
     """Put header and status round the `entries` data entries of the scatter list. No lock: the request is the caller's.
 
+    It belongs to `bio` (and `rq` is -1), or to request `rq` of the block layer (and `bio` is -1).
     The status byte is filled with a value no device writes.
     """
     header = d.requests[req]["header"]
@@ -137,6 +165,7 @@ def virtblk_setup_req(d, req, bio, kind, sector, entries, data_writable, data_by
     readable = 1 if data_writable else 1 + entries
     writable = entries + 1 if data_writable else 1
     d.requests[req]["bio"] = bio
+    d.requests[req]["rq"] = rq
     d.requests[req]["readable"] = readable
     d.requests[req]["writable"] = writable
     d.requests[req]["writable_bytes"] = data_bytes + 1 if data_writable else 1

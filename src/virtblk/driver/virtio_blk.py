@@ -11,7 +11,7 @@ import logging
 import select
 import threading
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import close as close_fd
 from os import eventfd, eventfd_write
 from typing import Any, Final
@@ -19,10 +19,13 @@ from typing import Any, Final
 import numpy as np
 
 from virtblk.block.bio import REQ_OP_GET_ID
+from virtblk.block.request import RQ_DRIVER
 from virtblk.driver.completion import completion_loop, virtblk_break
-from virtblk.driver.handle import do_bio
 from virtblk.driver.naming import IndexAllocator, virtblk_name_format
 from virtblk.driver.queue import QueueLimits, QueueSetup, example_queue
+from virtblk.driver.submit_bio import do_bio
+from virtblk.driver.sysfs import Sysfs
+from virtblk.driver.virtblk_req import BothPaths, RequestPathOnly
 from virtblk.errors import DeviceError, OpenError, UsageError
 from virtblk.jit.atomics import store_release_i64
 from virtblk.jit.threads import end_thread, start_thread
@@ -44,12 +47,17 @@ DEFAULT_QUEUE_SIZE: Final = 128
 MIN_QUEUE_SIZE: Final = 4
 #: Bytes of one request at most: what devices of today take in one piece, whatever their segment limits allow.
 MAX_REQUEST_BYTES: Final = 1 << 20
+#: Sectors that a discard or write zeroes names at most where the device sets no limit: as its 32 bits hold, in blocks.
+_NO_SECTOR_LIMIT: Final = (1 << 32) - 128
 #: Linux's PART_BITS: minors of a disk are 2**4 apart.
 PART_BITS: Final = 4
 #: Seconds that a polite end of the session may take before the socket is simply closed.
 CLOSE_TIMEOUT: Final = 2.0
 #: Seconds for a thread of ours to see its stop word.
 THREAD_TIMEOUT: Final = 10.0
+
+#: I/O paths by name; the number is the queue's `use_bio`.
+PATHS: Final = {"request": 0, "bio": 1}
 
 DRIVER_FEATURES: Final = frozenset(
     {
@@ -65,6 +73,8 @@ DRIVER_FEATURES: Final = frozenset(
         blk.VIRTIO_BLK_F_TOPOLOGY,
         blk.VIRTIO_BLK_F_CONFIG_WCE,
         blk.VIRTIO_BLK_F_MQ,
+        blk.VIRTIO_BLK_F_DISCARD,
+        blk.VIRTIO_BLK_F_WRITE_ZEROES,
     }
 )
 DRIVER_PROTOCOL_FEATURES: Final = (
@@ -102,6 +112,8 @@ class DriverOptions:
     segments_each: int = 1
     data_bytes: int = 0
     crowded: bool = False
+    path: str = "bio"  # or request; set_path changes it
+    paths: BothPaths | RequestPathOnly = field(default_factory=BothPaths)  # which paths are compiled in
     without: Set[int] = frozenset()  # feature bits to refuse, for tests and comparisons
 
 
@@ -129,6 +141,7 @@ class VirtioBlk:
         self._completion: threading.Thread | None = None
         self._monitor: threading.Thread | None = None
         self._monitor_fd = -1
+        self._control = threading.Lock()  # of the socket, once the session runs
         self._closed = False
         self._started = False
         self.abandoned = False  # a thread did not come back: memory and descriptors stay
@@ -189,7 +202,7 @@ class VirtioBlk:
                 continue
         else:
             raise self._refuse("has no blk config: VHOST_USER_GET_CONFIG was refused")
-        config = np.frombuffer(raw.ljust(blk.BLK_CONFIG.itemsize, b"\0"), blk.BLK_CONFIG, 1)[0]
+        config = np.frombuffer(raw.ljust(blk.BLK_CONFIG_SIZE_1_1, b"\0"), blk.BLK_CONFIG_1_1, 1)[0]
         self.config_bytes = raw
         self.capacity = int(config["capacity"])
         if self.capacity >= 1 << 54:
@@ -220,6 +233,9 @@ class VirtioBlk:
             self.writeback = bool(config["writeback"])
         else:
             self.writeback = self.has(blk.VIRTIO_BLK_F_FLUSH)
+        # As Linux: 0 is no limit of its own.
+        self.max_discard_sectors = int(config["max_discard_sectors"]) or _NO_SECTOR_LIMIT
+        self.max_write_zeroes_sectors = int(config["max_write_zeroes_sectors"]) or _NO_SECTOR_LIMIT
         self.device_read_only = self.has(blk.VIRTIO_BLK_F_RO)
         self.read_only = self.options.read_only or self.device_read_only
 
@@ -267,7 +283,10 @@ class VirtioBlk:
             timeout_ns=int(options.timeout * 1e9),
             poll_ns=-1 if options.poll_us is None else options.poll_us * 1000,
             crowded=options.crowded,
+            paths=options.paths,
         )
+        if isinstance(options.paths, BothPaths):
+            self.set_path(options.path)
         d = queue.kernel_view
         compile_driver()
         front = self.front
@@ -344,6 +363,60 @@ class VirtioBlk:
         if self.queue.ring.broken:
             text += f": {self.queue.ring.broken}"
         return DeviceError(code, f"{self.title}: {text}")
+
+    @property
+    def path(self) -> str:
+        """The path that bios take: request or bio."""
+        return next(name for name, number in PATHS.items() if number == self.view.queue[0]["use_bio"])
+
+    def set_path(self, path: str) -> None:
+        """Let bios take path `request` or `bio` from now on. For whole runs: nothing is submitted meanwhile.
+
+        Raises UsageError for another name.
+        """
+        if path not in PATHS:
+            raise UsageError(f"path {path!r}: give one of {', '.join(PATHS)}")
+        if PATHS[path] and not isinstance(self.options.paths, BothPaths):
+            raise UsageError(f"path {path!r}: this queue was built without the bio path")
+        self.view.queue[0]["use_bio"] = PATHS[path]
+
+    @property
+    def sysfs(self) -> Sysfs:
+        """The attributes by their sysfs names."""
+        return Sysfs(self)
+
+    def oldest_start_ns(self) -> int | None:
+        """When the oldest I/O that the device has was submitted or started (CLOCK_MONOTONIC), or None without any."""
+        d = self.view
+        if d.queue[0]["use_bio"]:
+            out, since = d.bios["remaining"] > 0, d.bios["submitted_ns"]
+        else:
+            out, since = d.q.rq["where"] == RQ_DRIVER, d.q.rq["start_ns"]
+        return int(since[out].min(initial=np.iinfo(np.int64).max)) if out.any() else None
+
+    @property
+    def merges(self) -> int:
+        """Bios, and requests, that joined another request so far."""
+        state = self.view.q.state[0]
+        return int(self.view.submitters["merges"].sum()) + int(state["merges"]) + int(state["rq_merges"])
+
+    def set_writeback(self, writeback: bool) -> None:
+        """Switch the device's cache mode (5.2.6.1), and see that it did. Raises UsageError, OSError, DeviceError."""
+        if not self.has(blk.VIRTIO_BLK_F_CONFIG_WCE):
+            raise UsageError(f"{self.title}: cache_type is fixed on this device: it does not offer CONFIG_WCE")
+        try:
+            with self._control:
+                self.front.set_config(blk.BLK_CONFIG_WRITEBACK, bytes([writeback]))
+                told = self.front.get_config(len(self.config_bytes))[blk.BLK_CONFIG_WRITEBACK]
+        except RequestRefused as error:
+            raise OSError(errno.EIO, f"{self.title}: the device refused to change its cache mode") from error
+        except (ConnectionClosed, TimeoutError, ProtocolError) as error:
+            code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.ENODEV
+            self.break_queue(code)
+            raise self.broken_error() from error
+        self.writeback = bool(told)
+        if self.writeback != writeback:
+            raise OSError(errno.EIO, f"{self.title}: the device kept its cache mode")
 
     def break_queue(self, code: int) -> None:
         """End the queue with errno `code` and wake everybody who waits."""

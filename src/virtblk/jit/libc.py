@@ -196,6 +196,61 @@ def poll_in2(first: int, second: int, timeout_ms: int) -> int:
     return (1 if int(first) in fired else 0) | (2 if int(second) in fired else 0)
 
 
+@native(i64, i64, i64, i64, i64)
+def _poll_in3(context: Any, builder: Any, args: Any) -> Any:
+    result, entries = _poll_call(builder, args[:3], _POLLIN, args[3])
+    mask = _const(0)
+    for index in (0, 1, 2):
+        entry = builder.load(builder.gep(entries, [_const(0), _const(index)], inbounds=True))
+        fired = builder.icmp_unsigned("!=", builder.lshr(entry, _const(48)), _const(0))
+        mask = builder.or_(mask, builder.select(fired, _const(1 << index), _const(0)))
+    return builder.select(builder.icmp_signed("<", result, _const(0)), result, mask)
+
+
+@_poll_in3
+def poll_in3(first: int, second: int, third: int, timeout_ms: int) -> int:
+    """As `poll_in2`, of three fds: bit 2 is the third's."""
+    poller = select.poll()
+    for fd in {int(first), int(second), int(third)}:
+        if fd >= 0:
+            poller.register(fd, select.POLLIN)
+    try:
+        fired = {fd for fd, _ in poller.poll(int(timeout_ms))}
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    return sum(1 << bit for bit, fd in enumerate((first, second, third)) if int(fd) in fired)
+
+
+def _vectored(name: str) -> Any:
+    """Emit preadv or pwritev: (fd, iovecs, count, offset)."""
+
+    def generate(context: Any, builder: Any, args: Any) -> Any:
+        call = external(builder, name, LLVM_I64, LLVM_I32, LLVM_I64, LLVM_I32, LLVM_I64)
+        fd, count = builder.trunc(args[0], LLVM_I32), builder.trunc(args[2], LLVM_I32)
+        return _result(builder, builder.call(call, [fd, args[1], count, args[3]]))
+
+    return native(i64, i64, i64, i64, i64)(generate)
+
+
+for _name in ("preadv", "pwritev"):
+    getattr(_libc, _name).restype = ctypes.c_ssize_t
+    getattr(_libc, _name).argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64]
+
+
+@_vectored("preadv")
+def preadv(fd: int, iovecs: int, count: int, offset: int) -> int:
+    """Read into the `count` struct iovec at address `iovecs`: bytes, or -errno. Blocks for the disk."""
+    rc: int = _libc.preadv(int(fd), int(iovecs), int(count), int(offset))
+    return -ctypes.get_errno() if rc < 0 else rc
+
+
+@_vectored("pwritev")
+def pwritev(fd: int, iovecs: int, count: int, offset: int) -> int:
+    """Write from the `count` struct iovec at address `iovecs`: bytes, or -errno. Blocks for the disk."""
+    rc: int = _libc.pwritev(int(fd), int(iovecs), int(count), int(offset))
+    return -ctypes.get_errno() if rc < 0 else rc
+
+
 @native(i64, i64)
 def _poll_out(context: Any, builder: Any, args: Any) -> Any:
     result, _ = _poll_call(builder, args[:1], _POLLOUT, _const(0))
@@ -219,6 +274,9 @@ __all__ = [
     "futex_wait",
     "futex_wake",
     "poll_in2",
+    "poll_in3",
     "poll_out",
+    "preadv",
+    "pwritev",
     "sched_yield",
 ]

@@ -1,13 +1,38 @@
 """`ram:SIZE`: a disk in anonymous memory (Linux: brd). Data is copied between guest pieces and the disk; flush is free.
 
+Discard and write zeroes fill with zeroes; the memory stays. The device bounds what one of them may name, so that a
+worker looks at its stop word in time.
+
 Called by the device's workers with a batch of validated requests.
 """
 
 from __future__ import annotations
 
-from virtblk.jit.kernel import kernel
+from virtblk.jit.atomics import load_i64, load_u32
+from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.memory import fill
 from virtblk.mem.regions import guest_read, guest_write
-from virtblk.storage.request import OP_READ, OP_WRITE
+from virtblk.storage.request import (
+    OP_DISCARD,
+    OP_READ,
+    OP_WRITE,
+    OP_WRITE_ZEROES,
+    RANGE_BYTES,
+    RANGE_SECTOR,
+    RANGE_SECTORS,
+    SCRATCH_RANGES,
+)
+
+SECTOR_SHIFT = 9
+
+
+@cold_kernel
+def memory_zero(disk, requests, i):
+    """Zero the ranges of record `i` on the disk at address `disk`."""
+    for r in range(requests[i]["ranges"]):
+        at = requests[i]["scratch"] + SCRATCH_RANGES + r * RANGE_BYTES
+        start = load_i64(at + RANGE_SECTOR) << SECTOR_SHIFT
+        fill(disk + start, 0, load_u32(at + RANGE_SECTORS) << SECTOR_SHIFT)
 
 
 @kernel
@@ -26,4 +51,6 @@ def memory_execute(disk, mem, requests, count, piece_addr, piece_len):
             for p in range(first, first + requests[i]["count"]):
                 guest_read(mem, at, piece_addr[p], piece_len[p])
                 at += piece_len[p]
+        elif op == OP_DISCARD or op == OP_WRITE_ZEROES:
+            memory_zero(disk, requests, i)
         requests[i]["result"] = 0

@@ -1,64 +1,103 @@
-"""What a device stores its data in: one small interface, and the storages of this version.
+"""What a device stores its data in: one small interface, and how a disk name becomes one.
 
-A storage is described to the workers by integers (kind, address), tested once per batch; it executes batches of
-`storage.request` records. Made and closed by control code.
+A storage is described to the workers by integers (kind, address), tested once per batch: `ram:`, `null:` and `file:`
+are executed by compiled code. What is none of these, a filter on any of them included, is given `Request` objects
+through `submit`. Made and closed by control code.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from virtblk.errors import UsageError
-from virtblk.mem.shm import Mapping
 from virtblk.names import DiskName, format_size
-from virtblk.storage.request import KIND_MEMORY, KIND_NULL
+from virtblk.storage.io_request import Request
+from virtblk.storage.request import KIND_REQUESTS
 
 
-@dataclass
 class Storage:
-    """An open storage: `size` in bytes, and what the kernels need to reach it."""
+    """An open storage; sizes and alignments in bytes. The attributes stay as they are while it is open.
+
+    `can_flush`: it has a volatile cache, which a flush empties. `can_fua`: it honours FLAG_FUA itself. `can_unmap`:
+    write zeroes may give space back. `writeback`: the cache mode it starts in; `writeback_settable`: whether a driver
+    may change it.
+    """
 
     name: str
     size: int
-    kind: int
+    kind: int = KIND_REQUESTS
     address: int = 0
     block_size: int = 512
+    physical_block_size: int = 0  # 0: as block_size
+    min_io_size: int = 0
+    opt_io_size: int = 0
+    alignment_offset: int = 0
     read_only: bool = False
     can_flush: bool = True
-    _mapping: Mapping | None = None
+    can_fua: bool = False
+    can_discard: bool = False
+    can_write_zeroes: bool = False
+    can_unmap: bool = False
+    writeback: bool = True
+    writeback_settable: bool = True
+
+    def start(self) -> None:
+        """Threads may be started; called once, before the first request."""
+
+    def submit(self, batch: Sequence[Request]) -> None:
+        """Take all requests; each ends later or at once, on any thread. Never raises; several threads may call it."""
+        raise NotImplementedError
 
     def populate(self) -> None:
-        """Have all memory ready before anything is timed, unless that is more than half of what is free."""
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if self._mapping is not None and self.size <= available // 2:
-            self._mapping.populate()
+        """Have everything ready before anything is timed."""
+
+    def counters(self) -> dict[str, float]:
+        """What the storage counted, for metrics."""
+        return {}
 
     def close(self) -> None:
-        """Give the memory back. No worker runs any more."""
-        if self._mapping is not None:
-            self._mapping.close()
-            self._mapping = None
+        """Give everything back. No request is in flight any more. Repeatable."""
 
 
 def open_storage(name: DiskName) -> Storage:
-    """Open the storage that `name` describes. Raises UsageError for a size or key that cannot work."""
-    if name.scheme not in ("ram", "null"):
-        raise UsageError(f"disk {name.text!r}: {name.scheme}: is no storage of this version; ram: and null: are")
+    """Open the storage that `name` describes.
+
+    Raises UsageError for a size or key that cannot work, OpenError for what is not there.
+    """
+    if name.scheme == "ram":
+        from virtblk.storage.ram import MemoryStorage
+
+        return MemoryStorage(name)
+    if name.scheme == "null":
+        from virtblk.storage.ram import NullStorage
+
+        return NullStorage(name)
+    if name.scheme == "file":
+        from virtblk.storage.file import open_file
+
+        return open_file(name)
+    if name.scheme == "nbd":
+        from virtblk.storage.nbd import open_nbd
+
+        return open_nbd(name)
+    raise UsageError(
+        f"disk {name.text!r}: {name.scheme}: is no storage of this version; ram:, null:, file: and nbd: are"
+    )
+
+
+def block_size_key(name: DiskName) -> int:
+    """The key `block_size`, 512 without it. Raises UsageError."""
     block_size = name.size_key("block_size", 512)
     if block_size < 512 or block_size & (block_size - 1) or block_size > 65536:
         raise UsageError(f"disk {name.text!r}: block_size {block_size}: give a power of two from 512 to 64k")
-    name.refuse_other_keys("block_size")
+    return block_size
+
+
+def size_of(name: DiskName, block_size: int) -> int:
+    """The size in the name: a positive multiple of the block size. Raises UsageError."""
     size = name.size
     if size < block_size or size % block_size:
         raise UsageError(
             f"disk {name.text!r}: size {format_size(size)} is not a positive multiple of the block size {block_size}"
         )
-    if name.scheme == "null":
-        return Storage(name.text, size, KIND_NULL, block_size=block_size)
-    try:
-        mapping = Mapping(size)
-    except OSError as error:
-        raise UsageError(f"disk {name.text!r}: no memory for {format_size(size)} ({error.strerror})") from error
-    mapping.prefer_huge_pages()
-    return Storage(name.text, size, KIND_MEMORY, mapping.address, block_size, _mapping=mapping)
+    return size

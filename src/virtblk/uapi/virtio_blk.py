@@ -48,6 +48,8 @@ VIRTIO_BLK_T_OUT: Final = 1
 VIRTIO_BLK_T_SCSI_CMD: Final = 2
 VIRTIO_BLK_T_FLUSH: Final = 4
 VIRTIO_BLK_T_GET_ID: Final = 8
+VIRTIO_BLK_T_DISCARD: Final = 11
+VIRTIO_BLK_T_WRITE_ZEROES: Final = 13
 
 VIRTIO_BLK_S_OK: Final = 0
 VIRTIO_BLK_S_IOERR: Final = 1
@@ -63,6 +65,10 @@ OUTHDR_SIZE: Final = 16
 OUTHDR_TYPE: Final = 0
 OUTHDR_IOPRIO: Final = 4
 OUTHDR_SECTOR: Final = 8
+
+#: struct virtio_blk_discard_write_zeroes: one segment of the payload of T_DISCARD and T_WRITE_ZEROES.
+DISCARD_WRITE_ZEROES: Final = np.dtype([("sector", "<u8"), ("num_sectors", "<u4"), ("flags", "<u4")], align=True)
+VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP: Final = 1
 
 #: struct virtio_blk_config, as far as features of this version of virtblk reach (up to num_queues).
 BLK_CONFIG: Final = np.dtype(
@@ -83,11 +89,29 @@ BLK_CONFIG: Final = np.dtype(
         ("num_queues", "<u2"),
     ]
 )
-#: Bytes of the whole config space up to write zeroes; what back ends of today answer.
+#: The same up to write zeroes (virtio 1.1), which is what back ends of today answer.
+BLK_CONFIG_1_1: Final = np.dtype(
+    [
+        *((name, BLK_CONFIG[name]) for name in BLK_CONFIG.names or ()),
+        ("max_discard_sectors", "<u4"),  # of one segment
+        ("max_discard_seg", "<u4"),
+        ("discard_sector_alignment", "<u4"),  # in 512-byte sectors, as all of these
+        ("max_write_zeroes_sectors", "<u4"),
+        ("max_write_zeroes_seg", "<u4"),
+        ("write_zeroes_may_unmap", "u1"),
+        ("unused1", "u1", 3),
+    ]
+)
 BLK_CONFIG_SIZE_1_1: Final = 60
+#: Where `writeback` lies: the one field that a driver may write (5.2.6.1).
+BLK_CONFIG_WRITEBACK: Final = 32
 
 assert OUTHDR.itemsize == OUTHDR_SIZE
+assert DISCARD_WRITE_ZEROES.itemsize == 16
 assert BLK_CONFIG.itemsize == 36
 assert BLK_CONFIG.fields["blk_size"][1] == 20  # type: ignore[index]
-assert BLK_CONFIG.fields["writeback"][1] == 32  # type: ignore[index]
+assert BLK_CONFIG.fields["writeback"][1] == BLK_CONFIG_WRITEBACK  # type: ignore[index]
 assert BLK_CONFIG.fields["num_queues"][1] == 34  # type: ignore[index]
+assert BLK_CONFIG_1_1.itemsize == BLK_CONFIG_SIZE_1_1
+assert BLK_CONFIG_1_1.fields["max_discard_sectors"][1] == 36  # type: ignore[index]
+assert BLK_CONFIG_1_1.fields["write_zeroes_may_unmap"][1] == 56  # type: ignore[index]

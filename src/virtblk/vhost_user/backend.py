@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import socket
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ from virtblk.uapi.vhost_user import FrontendRequest, ProtocolFeature
 from virtblk.vhost_user import message
 from virtblk.vhost_user.connection import Connection, ConnectionClosed, Stopped
 from virtblk.vhost_user.message import Config, MemoryRegion, Message, ProtocolError, VringState
-from virtblk.vhost_user.vring import Device, Refused, Rings, Vring, refusing
+from virtblk.vhost_user.vring import Device, Refused, Rings, Vring, close_fd, refusing
 
 __all__ = ["MAX_MEM_SLOTS", "PROTOCOL_FEATURES", "Backend", "Device", "Memory", "Vring"]
 
@@ -41,6 +42,7 @@ PROTOCOL_FEATURES: Final = sum(
     for bit in (
         ProtocolFeature.VHOST_USER_PROTOCOL_F_MQ,
         ProtocolFeature.VHOST_USER_PROTOCOL_F_REPLY_ACK,
+        ProtocolFeature.VHOST_USER_PROTOCOL_F_BACKEND_REQ,  # User-Mode Linux has no interrupts without it
         ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIG,
         ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
     )
@@ -76,16 +78,20 @@ class _Handler(NamedTuple):
 class Backend:
     """Serves one peer on `conn`, which it closes at the end of `run`."""
 
-    def __init__(self, conn: Connection, device: Device, memory: Memory) -> None:
+    def __init__(
+        self, conn: Connection, device: Device, memory: Memory, *, max_queue_size: int = virtio_ring.VRING_MAX_NUM
+    ) -> None:
         if not 1 <= device.max_queues <= uapi.VHOST_USER_VRING_IDX_MASK + 1:
             raise ValueError(f"{device.max_queues} queues: vhost-user has room for 1 to 256")
         self._conn = conn
         self._device = device
         self._memory = memory
+        self._max_queue_size = max_queue_size
         self._features: int | None = None  # None: SET_FEATURES has not come yet
         self._protocol_features = 0
         self._regions: list[MemoryRegion] = []
         self._rings = Rings(device, self._warn)
+        self._backend_req_fd = -1
         self._warnings = 0
 
     def run(self, stop_fd: int) -> str:
@@ -102,11 +108,12 @@ class Backend:
         except Stopped:
             return "stopped"
         except ProtocolError as error:
-            log.warning("session closed: %s", error)
+            log.warning("session closed: %s", error, extra={"event": "session_closed", "reason": str(error)})
             return f"closed: {error}"
         finally:
             with ExitStack() as stack:  # in reverse, and each one even if another fails
                 stack.callback(self._conn.close)
+                stack.callback(self._replace_backend_req_fd, -1)
                 stack.callback(self._clear_memory)
                 stack.callback(self._rings.close)
 
@@ -148,7 +155,8 @@ class Backend:
     def _warn(self, text: str) -> None:
         self._warnings += 1
         if self._warnings <= MAX_WARNINGS:
-            log.warning("%s%s", text, "; further ones are not logged" if self._warnings == MAX_WARNINGS else "")
+            last = "; further ones are not logged" if self._warnings == MAX_WARNINGS else ""
+            log.warning("%s%s", text, last, extra={"event": "message_refused"})
 
     # Negotiation.
 
@@ -194,6 +202,22 @@ class Backend:
     def _get_queue_num(self, msg: Message) -> bytes:
         message.decode_empty(msg.payload)
         return message.encode_u64(self._device.max_queues)
+
+    def _set_backend_req_fd(self, msg: Message) -> None:
+        """The channel for requests of our own. We make none yet, so nothing is lost where it cannot be kept open; but
+        front ends are happier if it is."""
+        message.decode_empty(msg.payload)
+        if len(msg.fds) != 1:
+            raise Refused(f"{len(msg.fds)} file descriptors, expected exactly 1")
+        mode = os.fstat(msg.fds[0]).st_mode
+        if not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
+            raise Refused(f"file descriptor of mode {mode:#o} is neither a socket nor a pipe")
+        kept = stat.S_ISFIFO(mode) or _is_harmless_socket(msg.fds[0], self._conn)
+        self._replace_backend_req_fd(msg.take_fd(0) if kept else -1)
+
+    def _replace_backend_req_fd(self, fd: int) -> None:
+        old, self._backend_req_fd = self._backend_req_fd, fd
+        close_fd(old)
 
     # Memory.
 
@@ -277,8 +301,9 @@ class Backend:
 
     def _set_vring_num(self, msg: Message) -> None:
         state, ring = self._state_and_ring(msg)
-        if not 1 <= state.num <= virtio_ring.VRING_MAX_NUM or state.num & (state.num - 1):
-            raise Refused(f"ring {ring.index} of {state.num} descriptors, expected a power of two up to 32768")
+        most = self._max_queue_size
+        if not 1 <= state.num <= most or state.num & (state.num - 1):
+            raise Refused(f"ring {ring.index} of {state.num} descriptors, expected a power of two up to {most}")
         if ring.running:
             raise Refused(f"ring {ring.index} is running: its size cannot change to {state.num}")
         ring.num = state.num
@@ -351,7 +376,7 @@ class Backend:
         if len(msg.fds) != expected:
             raise Refused(f"ring {ring.index}: {len(msg.fds)} file descriptors, expected {expected} (u64 {value:#x})")
         if msg.fds:
-            _check_event_fd(msg.fds[0], access)
+            _check_event_fd(msg.fds[0], access, self._conn)
         return ring
 
 
@@ -366,16 +391,44 @@ def _check_region(region: MemoryRegion, others: list[MemoryRegion]) -> None:
             raise Refused(f"{region} overlaps the {other}")
 
 
-def _check_event_fd(fd: int, access: int) -> None:
-    """An eventfd or a pipe will do; anything else, or a wrong direction, will not.
-
-    Not even a socket: the peer could hand over its own end of this connection, and we would keep it open for it.
-    """
+def _check_event_fd(fd: int, access: int, conn: Connection) -> None:
+    """An eventfd or a pipe will do, and to write to, an end of a harmless socketpair: User-Mode Linux sends those."""
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    if flags & os.O_ACCMODE not in (access, os.O_RDWR):
+    if flags & os.O_PATH or flags & os.O_ACCMODE not in (access, os.O_RDWR):
         raise Refused(f"file descriptor cannot be {'read' if access == os.O_RDONLY else 'written'} (flags {flags:#x})")
-    if not stat.S_ISFIFO(os.fstat(fd).st_mode) and os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventfd]":
-        raise Refused(f"file descriptor of mode {os.fstat(fd).st_mode:#o} is neither an eventfd nor a pipe")
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]":
+        return
+    if access == os.O_WRONLY and stat.S_ISSOCK(mode) and _is_harmless_socket(fd, conn):
+        return
+    raise Refused(f"file descriptor of mode {mode:#o} is neither an eventfd nor a pipe")
+
+
+def _is_harmless_socket(fd: int, conn: Connection) -> bool:
+    """Whether a socket of the peer may stay open here.
+
+    It could be the peer's own end of `conn`: while we hold that, nobody notices that the peer died, and no other client
+    is served. But that end has the name of our listening socket for its peer's, and what passes here has no names at
+    all; where our end has none either, nothing passes. Such an end could also lie among what was sent to the socket: so
+    nothing stays there, and nothing more can come. We only ever write to it.
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:  # O_PATH
+        return False
+    try:
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not conn.is_named():
+            return False
+        if sock.getpeername() or sock.getsockname():
+            return False
+        sock.shutdown(socket.SHUT_RD)
+        while sock.recv(1 << 16, socket.MSG_DONTWAIT):
+            pass
+        return True
+    except OSError:  # it is not connected
+        return False
+    finally:
+        sock.detach()
 
 
 def _taken_fd(msg: Message) -> int:
@@ -391,6 +444,7 @@ _HANDLERS: Final[dict[int, _Handler]] = {
     FrontendRequest.VHOST_USER_GET_PROTOCOL_FEATURES: _Handler(Backend._get_protocol_features, replies=True),
     FrontendRequest.VHOST_USER_SET_PROTOCOL_FEATURES: _Handler(Backend._set_protocol_features),
     FrontendRequest.VHOST_USER_GET_QUEUE_NUM: _Handler(Backend._get_queue_num, replies=True),
+    FrontendRequest.VHOST_USER_SET_BACKEND_REQ_FD: _Handler(Backend._set_backend_req_fd, 1),
     FrontendRequest.VHOST_USER_GET_MAX_MEM_SLOTS: _Handler(Backend._get_max_mem_slots, replies=True),
     FrontendRequest.VHOST_USER_SET_MEM_TABLE: _Handler(Backend._set_mem_table, uapi.VHOST_USER_MAX_FDS),
     FrontendRequest.VHOST_USER_ADD_MEM_REG: _Handler(Backend._add_mem_reg, 1),

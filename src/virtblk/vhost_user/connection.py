@@ -154,6 +154,10 @@ class Connection:
         """For poll(). -1 once closed."""
         return self._sock.fileno()
 
+    def is_named(self) -> bool:
+        """Whether this end has an address, as a connection that was accepted from a socket in the file system has."""
+        return bool(self._sock.getsockname())
+
     def peer_pid(self) -> int | None:
         """The process that connected or, on the connecting side, the one that called listen(). None if unknown."""
         try:

@@ -44,8 +44,8 @@ class Session(Protocol):
 class Listener:
     """Owns a listening socket and, if it made one, its file."""
 
-    def __init__(self, path: str) -> None:
-        """Bind to `path` with mode 0600 and listen.
+    def __init__(self, path: str, mode: int = 0o600) -> None:
+        """Bind to `path` and listen. The file has exactly `mode`, whatever the umask is.
 
         Raises ValueError for a path that no socket can have, and OSError with the path: EADDRINUSE if another server
         answers there, EEXIST if something else than a socket is there, and what bind() says.
@@ -57,6 +57,8 @@ class Listener:
             # Linux gives the file the mode of the unbound socket: unlike umask(), this touches no other thread.
             os.fchmod(sock.fileno(), 0o600)
             sock.bind(path)
+            if mode != 0o600:
+                _set_mode(path, mode)  # before listen(): nobody has connected yet
             sock.listen(BACKLOG)
             # Absolute, since the process may change its directory before it removes the file.
             self._file: tuple[str, os.stat_result] | None = (os.path.abspath(path), os.stat(path))
@@ -67,25 +69,18 @@ class Listener:
         self._sock = sock
 
     @classmethod
-    def from_fd(cls, fd: int) -> Listener:
-        """Take over an inherited descriptor, which must be a listening Unix stream socket; ValueError if it is not."""
-        try:
-            sock = socket.socket(fileno=fd)
-        except OSError as error:
-            raise ValueError(f"file descriptor {fd} is not a socket: {error.strerror}") from None
-        if (
-            sock.family != socket.AF_UNIX
-            or sock.type != socket.SOCK_STREAM
-            or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        ):
-            sock.detach()  # not ours to close
-            raise ValueError(f"file descriptor {fd} is not a listening Unix stream socket")
+    def on(cls, sock: socket.socket) -> Listener:
+        """Take over a socket that listens already, and has no file that were ours to remove."""
         sock.setblocking(False)
-        sock.set_inheritable(False)
         listener = cls.__new__(cls)
         listener._file = None
         listener._sock = sock
         return listener
+
+    @property
+    def path(self) -> str | None:
+        """The file, absolute, while it is ours; None without one."""
+        return self._file[0] if self._file is not None else None
 
     def serve(self, make_session: Callable[[Connection], Session], stop_fd: int) -> None:
         """Accept until `stop_fd` is readable, and return once the last session has ended.
@@ -118,7 +113,9 @@ class Listener:
                     # for its turn in the backlog, and is never refused.
                     conn = self._accept(stop_fd)
                     if conn is not None:
-                        log.warning("a second client (pid %s) is refused: another is being served", conn.peer_pid())
+                        pid = conn.peer_pid()
+                        text = "a second client (pid %s) is refused: another is being served"
+                        log.warning(text, pid, extra={"event": "session_refused", "pid": pid})
                         conn.close()
         except BaseException:
             if current is not None:
@@ -159,7 +156,7 @@ class Listener:
             return None
         except OSError as error:
             # Out of descriptors, most likely. The client stays in the backlog, so poll() would return at once for ever.
-            log.warning("cannot accept a client: %s", error)
+            log.warning("cannot accept a client: %s", error, extra={"event": "accept_failed"})
             poller = select.poll()
             poller.register(stop_fd, select.POLLIN)
             poller.poll(ACCEPT_RETRY * 1000)
@@ -184,22 +181,60 @@ def _begin(
 
     def run() -> None:
         try:
-            log.info("session ended: %s", session.run(stop_fd))
+            reason = session.run(stop_fd)
+            log.info("session ended: %s", reason, extra={"event": "session_end", "reason": reason})
         except Exception:
-            log.exception("session failed")
+            log.exception("session failed", extra={"event": "session_failed"})
         finally:
             conn.close()
             os.eventfd_write(ended, 1)
 
     try:
+        pid = conn.peer_pid()
         session = make_session(conn)
+        log.info("session begun by pid %s", pid, extra={"event": "session_begin", "pid": pid})
         thread = threading.Thread(target=run, name="vhost-user session")
         thread.start()
     except Exception:
-        log.exception("no session for a client (pid %s)", conn.peer_pid())
+        log.exception("no session for a client (pid %s)", conn.peer_pid(), extra={"event": "session_failed"})
         conn.close()
         return None
     return _Current(conn, thread)
+
+
+def inherited_socket(fd: int) -> tuple[socket.socket, bool]:
+    """The Unix stream socket behind an inherited descriptor, and whether it listens (or else is connected).
+
+    Raises ValueError for anything else, and leaves that alone.
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is negative"
+        raise ValueError(f"file descriptor {fd} is not a socket: {reason}") from None
+    fits = sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
+    listening = fits and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    if fits and not listening:
+        try:
+            sock.getpeername()
+        except OSError:
+            fits = False
+    if not fits:
+        sock.detach()  # not ours to close
+        raise ValueError(f"file descriptor {fd} is neither a listening nor a connected Unix stream socket")
+    sock.set_inheritable(False)
+    return sock, listening
+
+
+def _set_mode(path: str, mode: int) -> None:
+    """chmod() of a socket and of nothing else: in a directory of others, a symbolic link may have taken its place."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise FileExistsError(errno.EEXIST, "was replaced by something that is not a socket", path)
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
 
 
 def _remove_stale(path: str) -> None:

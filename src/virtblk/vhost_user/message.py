@@ -176,13 +176,17 @@ def encode_memory(regions: Sequence[MemoryRegion]) -> bytes:
 
 
 def decode_memory(payload: bytes) -> list[MemoryRegion]:
+    """User-Mode Linux sends its whole structure, with room for regions that it does not have: they are not read."""
     if len(payload) < uapi.MEMORY_HEADER.size:
         raise ProtocolError(f"memory table payload has {len(payload)} bytes, expected at least 8")
     count, _padding = uapi.MEMORY_HEADER.unpack_from(payload)
     if not 1 <= count <= uapi.VHOST_MEMORY_BASELINE_NREGIONS:
         raise ProtocolError(f"memory table of {count} regions, expected 1 to 8")
-    _check_size(f"memory table ({count} regions)", payload, uapi.MEMORY_HEADER.size + count * uapi.MEMORY_REGION.size)
-    return [MemoryRegion(*values) for values in uapi.MEMORY_REGION.iter_unpack(payload[uapi.MEMORY_HEADER.size :])]
+    first, step = uapi.MEMORY_HEADER.size, uapi.MEMORY_REGION.size
+    end = first + count * step
+    if not end <= len(payload) <= first + uapi.VHOST_MEMORY_BASELINE_NREGIONS * step:
+        raise ProtocolError(f"memory table ({count} regions) payload has {len(payload)} bytes, expected {end}")
+    return [MemoryRegion(*values) for values in uapi.MEMORY_REGION.iter_unpack(payload[first:end])]
 
 
 def encode_mem_reg(region: MemoryRegion) -> bytes:

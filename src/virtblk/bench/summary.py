@@ -1,0 +1,111 @@
+"""The end of a bench's report: what one path gained over the other, beside the posting's figures. Control context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from virtblk.bench.bootstrap import Estimate
+from virtblk.bench.comparison import POSTED, Comparison
+from virtblk.bench.posting import posted, posted_change
+from virtblk.bench.report import Column, duration, format_table, si
+from virtblk.bench.stat import RunResult
+
+NOISE = "~"
+
+
+def percent(value: float) -> str:
+    """A change: +12.3%, -0.4%, +150%."""
+    return f"{value:+.0f}%" if abs(value) >= 99.95 else f"{value:+.1f}%"
+
+
+def change_text(change: Estimate | None) -> str:
+    """A change with its interval; marked where it is within noise, `-` where it could not be had."""
+    if change is None:
+        return "-"
+    text = percent(change.change_pct)
+    if change.interval_pct is None:
+        return f"{text} [?]"
+    low, high = change.interval_pct
+    return f"{text} [{percent(low)[:-1]}, {percent(high)[:-1]}]" + (f" {NOISE}" if change.within_noise else "  ")
+
+
+def is_the_postings(comparison: Comparison) -> bool:
+    """Whether it is the comparison that the posting makes."""
+    return (comparison.base, comparison.path) == ("request", "bio")
+
+
+def rows_of(comparison: Comparison) -> tuple[list[Column], list[Column]]:
+    """Speed and cost: two rows of (heading, cell)."""
+    base, path = comparison.base, comparison.path
+    other = f"{path}#{comparison.arm}" if base == path else path
+    first = f"{base}#{comparison.base_arm}" if base == path else base
+    head = [("change", f"{first} -> {other}"), ("workload", comparison.workload)]
+    changes = comparison.changes
+    speed = [
+        ("IOPS", change_text(changes["iops"])),
+        (f"mean clat, {path}/{base} - 1", change_text(changes["latency"])),
+        (f"as posted, {base}/{path} - 1", change_text(changes[POSTED])),
+    ]
+    cost = [("IOPS/driver-CPU", change_text(changes["iops_per_driver_cpu"]))]
+    if is_the_postings(comparison):
+        cost.append(("posted, ramdisk", percent(posted_change(comparison.workload).iops_per_cpu)))
+    cost += [
+        ("IOPS/both-CPU", change_text(changes["iops_per_total_cpu"])),
+        ("driver ns/IO", change_text(changes["driver_ns"])),
+        ("busy ns/IO", change_text(changes["busy_ns"])),
+    ]
+    return head + speed, head + cost
+
+
+def print_summary(comparisons: Sequence[Comparison], confidence: float, stream: TextIO) -> None:
+    """Both tables, and how to read them; nothing where nothing was compared."""
+    if not comparisons:
+        return
+    pairs = [rows_of(comparison) for comparison in comparisons]
+    print(file=stream)
+    print(format_table([speed for speed, _ in pairs]), file=stream)
+    print(file=stream)
+    print(format_table([cost for _, cost in pairs]), file=stream)
+    print(file=stream)
+    least = min(comparison.pairs for comparison in comparisons)
+    most = max(comparison.pairs for comparison in comparisons)
+    count = str(least) if least == most else f"{least} to {most}"
+    print(f"medians over {count} pairs of slices, [{confidence:g} % interval]", file=stream, end="")
+    changes = [change for comparison in comparisons for change in comparison.changes.values() if change]
+    if any(change.within_noise for change in changes):
+        print(f"; {NOISE} within noise: no difference was found", file=stream, end="")
+    if any(change.interval_pct is None for change in changes):
+        print("; [?] too few slices for an interval", file=stream, end="")
+    print(file=stream)
+    if any(is_the_postings(comparison) for comparison in comparisons):
+        print("posted: change in IOPS per guest CPU on the ramdisk, 2012", file=stream)
+
+
+def print_preset(results: Sequence[RunResult], stream: TextIO) -> None:
+    """Ours beside the posting's ramdisk, absolute figures."""
+    cells = posted()
+    rows: list[list[Column]] = []
+    for run in results:
+        cell = cells.get((run.path, run.workload))
+        if cell is None:
+            continue
+        rows.append(
+            [
+                ("path", run.path),
+                ("workload", run.workload),
+                ("IOPS", si(run.iops)),
+                ("posted IOPS", si(cell.iops)),
+                ("clat mean", duration(run.clat.mean)),
+                ("posted clat", duration(cell.clat_mean_us * 1e3)),
+                ("IOPS/driver-CPU", si(run.iops_per_driver_cpu)),
+                ("posted/guest-CPU", si(cell.iops_per_cpu)),
+            ]
+        )
+    if not rows:
+        return
+    print(file=stream)
+    print(format_table(rows), file=stream)
+    print(file=stream)
+    print("posted: ramdisk, kvm tool, eight-CPU guest, 2012; 512-byte blocks from its bandwidth and IOPS;", file=stream)
+    print("256 jobs x 64 deep and a ring of 256 are inferred, the posting names none of them", file=stream)

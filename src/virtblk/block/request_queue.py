@@ -1,0 +1,97 @@
+"""Build the block layer's side of a disk: requests, lists, hash, elevator (Linux: blk_init_queue, elevator_init).
+
+Control context; `driver.queue` gives the limits and the bios, `driver.sysfs` shows and changes what may change.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from virtblk.block.bio import BIO_DTYPE
+from virtblk.block.deadline import FIFO_BATCH, READ_EXPIRE_NS, WRITE_EXPIRE_NS, WRITES_STARVED
+from virtblk.block.request import (
+    DEFAULT_NR_REQUESTS,
+    ELEVATOR_NOOP,
+    LIST_PLUG,
+    MAX_NR_REQUESTS,
+    REQUEST_QUEUE_DTYPE,
+    RQ_DTYPE,
+    SORT_NEXT,
+    SORT_ROOT,
+    RequestQueue,
+)
+from virtblk.jit.table import Table
+
+_HASH_BUCKETS = 1024
+
+
+def blk_init_queue(
+    bios: Table,
+    vec_addr: Table,
+    vec_len: Table,
+    *,
+    submitters: int,
+    max_segs: int,
+    max_seg_len: int,
+    max_bytes: int,
+    can_flush: bool,
+    capacity: int = MAX_NR_REQUESTS,
+) -> RequestQueue:
+    """An empty queue with Linux's defaults, `noop` scheduled. `capacity` bounds nr_requests."""
+    lists = capacity + 1
+    rq = Table(lists + LIST_PLUG + submitters, RQ_DTYPE)
+    heads = np.arange(lists, len(rq))
+    for link in ("next", "prev", "flush_next", "flush_prev"):
+        rq[link][lists:] = heads
+    state = Table(1, REQUEST_QUEUE_DTYPE)
+    for name, value in (
+        ("capacity", capacity),
+        ("lists", lists),
+        ("flush_rq", capacity),
+        ("hash_mask", _HASH_BUCKETS - 1),
+        ("max_segs", max_segs),
+        ("max_seg_len", max_seg_len),
+        ("max_bytes", max_bytes),
+        ("can_flush", can_flush),
+        ("nr_requests", min(DEFAULT_NR_REQUESTS, capacity)),
+        ("elevator", ELEVATOR_NOOP),
+        ("read_expire", READ_EXPIRE_NS),
+        ("write_expire", WRITE_EXPIRE_NS),
+        ("writes_starved", WRITES_STARVED),
+        ("fifo_batch", FIFO_BATCH),
+        ("front_merges", 1),
+        ("last_merge", -1),
+    ):
+        state[0][name] = value
+    sort = Table(SORT_NEXT + 2)
+    sort[SORT_ROOT:] = -1
+    buckets = Table(_HASH_BUCKETS)
+    buckets[:] = -1
+    return RequestQueue(
+        state,
+        rq,
+        Table.of(np.arange(capacity, dtype=np.int64)[::-1].copy()),
+        buckets,
+        sort,
+        Table(submitters),
+        Table(submitters * max_segs),
+        Table(submitters * max_segs),
+        bios,
+        vec_addr,
+        vec_len,
+    )
+
+
+def example_request_queue() -> RequestQueue:
+    """A queue of no use but for its types: what to compile kernels for before there is a disk."""
+    return blk_init_queue(
+        Table(1, BIO_DTYPE),
+        Table(1),
+        Table(1),
+        submitters=1,
+        max_segs=1,
+        max_seg_len=512,
+        max_bytes=512,
+        can_flush=False,
+        capacity=1,
+    )

@@ -1,0 +1,206 @@
+"""The loop of one queue on a file: chains wait in slots for io_uring, and come back in the order they end.
+
+One thread per virtqueue runs `file_worker_loop` while its ring is started: it takes chains (`device.file_request` says
+what becomes of each), enters the system once for all of them, answers what ended, and, when there is nothing to do for
+`poll_ns`, waits for kick, completions and stop in one poll.
+
+It ends when it is told to stop, or when the ring breaks, but not before nothing is in flight: the system may be reading
+or writing guest memory until then.
+"""
+
+from __future__ import annotations
+
+from virtblk.device.file_request import EAGAIN, EBUSY, EINTR, EIO, file_completed, file_start
+from virtblk.device.request import complete, identify, parse, validate
+from virtblk.device.worker import SPINS_PER_CLOCK, WAIT_MS, signal_driver
+from virtblk.jit.atomics import cpu_pause, load_acquire_i64, load_i64, store_i64, store_release_i64
+from virtblk.jit.io_uring import (
+    CQE_USER_DATA,
+    cqe_result,
+    uring_cqe_seen,
+    uring_peek_cqe,
+    uring_pending,
+    uring_submit,
+    uring_take_back,
+)
+from virtblk.jit.kernel import cold_kernel, kernel
+from virtblk.jit.libc import clock_ns, eventfd_drain, poll_in3, sched_yield
+from virtblk.mem.regions import MAX_REGIONS, memory_truncated
+from virtblk.storage.request import BATCH, OP_IDENTIFY
+from virtblk.virtio.vringh_split import (
+    BAD_MEMORY,
+    MAX_PIECES,
+    vringh_add_used,
+    vringh_available,
+    vringh_break,
+    vringh_getdesc,
+    vringh_notify_disable,
+    vringh_notify_enable,
+    vringh_publish_used,
+)
+
+#: Chains of one queue that are in flight at once. The others wait in the ring.
+MAX_SLOTS = 256
+#: A slot's own part of the lists of pieces.
+SLOT_PIECES = MAX_PIECES + MAX_REGIONS
+#: A system that takes no submissions is asked this often before they fail.
+SUBMIT_TRIES = 10_000
+
+
+@kernel
+def slots_out(q):
+    """Slots in use."""
+    return q.state[0]["slots"] - q.state[0]["free"]
+
+
+@kernel
+def take_chains(vr, mem, disk, requests, worker, q):
+    """Take what is available, as far as slots and BATCH go, and begin it: how many."""
+    if q.state[0]["free"] == 0:
+        return 0
+    now = 0
+    taken = 0
+    while taken < BATCH and q.state[0]["free"] > 0:
+        slot = q.free[q.state[0]["free"] - 1]
+        at = slot * SLOT_PIECES
+        head = vringh_getdesc(vr, mem, at)
+        if head < 0:
+            break
+        if taken == 0:
+            now = clock_ns()
+        q.state[0]["free"] -= 1
+        taken += 1
+        pieces = vr.state[0]["pieces"]
+        readable = vr.state[0]["readable"]
+        kind, sector = parse(requests, slot, head, vr.piece_addr, vr.piece_len, at, pieces, readable)
+        validate(disk, requests, slot, kind, sector)
+        requests[slot]["taken_ns"] = now
+        file_start(vr, mem, requests, q, slot)
+    worker[0]["requests"] += taken
+    return taken
+
+
+@cold_kernel
+def fail_submissions(vr, mem, requests, q):
+    """The system takes no submissions: end them with EIO. What follows from that is failed in the next turn."""
+    for _ in range(uring_pending(q.ring)):
+        user_data = uring_take_back(q.ring)
+        if user_data < 0:
+            return
+        file_completed(vr, mem, requests, q, user_data, -EIO)
+
+
+@kernel
+def submit(vr, mem, requests, q):
+    """Enter the system once for all that was prepared. A system that is short of something is asked again, for a
+    while."""
+    tries = 0
+    while uring_pending(q.ring):
+        result = uring_submit(q.ring)
+        if result > 0:
+            tries = 0
+            continue
+        tries += 1
+        if tries > SUBMIT_TRIES or (result < 0 and result != -EAGAIN and result != -EINTR and result != -EBUSY):
+            fail_submissions(vr, mem, requests, q)
+            return
+        if uring_peek_cqe(q.ring):
+            return  # room may come from what completed
+        sched_yield()
+
+
+@kernel
+def reap(vr, mem, requests, q):
+    """Go on with all that completed: how many completions."""
+    count = 0
+    while True:
+        cqe = uring_peek_cqe(q.ring)
+        if cqe == 0:
+            return count
+        user_data = load_i64(cqe + CQE_USER_DATA)
+        result = cqe_result(cqe)
+        uring_cqe_seen(q.ring)
+        file_completed(vr, mem, requests, q, user_data, result)
+        count += 1
+
+
+@kernel
+def answer(vr, mem, disk, requests, worker, q):
+    """Answer the slots that ended, in that order, and free them. On a broken ring they are only freed."""
+    ended = q.state[0]["ended"]
+    if ended == 0:
+        return
+    if vr.state[0]["bad"] == 0 and memory_truncated(mem):
+        vringh_break(vr, BAD_MEMORY, ended)  # zeroes were used in place of data: acknowledge nothing
+    for i in range(ended):
+        slot = q.ended[i]
+        if vr.state[0]["bad"] == 0:
+            if requests[slot]["op"] == OP_IDENTIFY:
+                identify(disk, mem, requests, slot, vr.piece_addr, vr.piece_len)
+            vringh_add_used(vr, requests[slot]["head"], complete(mem, requests, slot))
+        requests[slot]["taken_ns"] = 0
+        q.free[q.state[0]["free"]] = slot
+        q.state[0]["free"] += 1
+    q.state[0]["ended"] = 0
+    if vr.state[0]["bad"] == 0:
+        vringh_publish_used(vr)
+        signal_driver(vr, worker)
+
+
+@cold_kernel
+def wait_for_work(worker, q, kick_fd):
+    """Block until the driver kicks (with `kick_fd` -1: not for that), something completes, control stops us, or
+    WAIT_MS pass."""
+    ring_fd = q.ring[0]["fd"] if slots_out(q) else -1
+    fired = poll_in3(kick_fd, worker[0]["stop_fd"], ring_fd, WAIT_MS)
+    if fired > 0 and fired & 2:
+        eventfd_drain(worker[0]["stop_fd"])  # the stop word tells from now on
+    if fired > 0 and fired & 1:
+        drained = eventfd_drain(kick_fd)
+        if drained <= 0 and drained != -EAGAIN and drained != -EINTR:
+            worker[0]["kick_fd"] = -1  # a pipe whose writer is gone stays readable for ever
+        worker[0]["kicks"] += 1
+
+
+@cold_kernel
+def file_worker_loop(vr, mem, disk, requests, worker, q):
+    """Serve one ring until told to stop or until it breaks, and until nothing is out. `done` is the last word."""
+    poll_ns = worker[0]["poll_ns"]
+    vringh_notify_disable(vr)
+    deadline = clock_ns() + poll_ns
+    spins = 0
+    while True:
+        stopping = load_acquire_i64(worker[0]["stop"]) != 0 or vr.state[0]["bad"] != 0
+        count = reap(vr, mem, requests, q)
+        if not stopping:
+            count += take_chains(vr, mem, disk, requests, worker, q)
+        if uring_pending(q.ring):
+            submit(vr, mem, requests, q)
+            count += 1 + reap(vr, mem, requests, q)
+        answer(vr, mem, disk, requests, worker, q)
+        if stopping and slots_out(q) == 0:
+            break
+        if count > 0:
+            spins = 0
+            continue
+        if stopping:
+            wait_for_work(worker, q, -1)
+            continue
+        spins += 1
+        if spins == 1:
+            deadline = clock_ns() + poll_ns
+        elif spins % SPINS_PER_CLOCK:
+            cpu_pause()
+            continue
+        if clock_ns() < deadline:
+            cpu_pause()
+            continue
+        if q.state[0]["free"] == 0:  # chains that wait in the ring have to wait: only a completion can help
+            wait_for_work(worker, q, -1)
+        elif vringh_notify_enable(vr):
+            wait_for_work(worker, q, worker[0]["kick_fd"])
+        vringh_notify_disable(vr)
+        spins = 0
+        vringh_available(vr)  # an index that cannot be breaks the ring
+    store_i64(worker[0]["stop"], 1)
+    store_release_i64(worker[0]["done"], 1)

@@ -1,0 +1,57 @@
+"""submit_bio: which path a bio takes (Linux: generic_make_request, and the module parameter `use_bio`).
+
+A submitter hands over bios one by one, then says that it has no more for now (blk_finish_plug): on the request path
+they wait in its plug until then. Completions come through virtblk_harvest on either path. Called by submitters; a
+negative return means that the queue is over.
+"""
+
+from __future__ import annotations
+
+from virtblk.block.bio import bio_init
+from virtblk.driver.bio_path import virtblk_harvest, virtblk_make_request
+from virtblk.driver.completion import virtblk_wait
+from virtblk.driver.handle import queue_of
+from virtblk.driver.request_path import blk_finish_plug, blk_queue_bio
+from virtblk.driver.virtblk_req import BothPaths, has_bio_path
+from virtblk.jit.kernel import cold_kernel, inline_kernel
+from virtblk.jit.libc import clock_ns
+
+
+@inline_kernel
+def submit_bio(d, sub, bio, now_ns):
+    """Submit a bio on the queue's path: 0, or -errno once the queue is over."""
+    if has_bio_path(d.paths) and d.queue[0]["use_bio"]:
+        return virtblk_make_request(d, sub, bio, now_ns)
+    return blk_queue_bio(d, sub, bio, now_ns)
+
+
+@inline_kernel
+def submit_bio_wait(d, sub, bio, now_ns):
+    """Submit one bio and wait for it: 0, the bio's errno (positive), or -errno once the queue is over."""
+    code = submit_bio(d, sub, bio, now_ns)
+    if code == 0:
+        code = blk_finish_plug(d, sub)
+    if code < 0:
+        return code
+    while True:
+        ended = virtblk_harvest(d, sub)
+        if ended >= 0:
+            return d.bios[ended]["error"]
+        if ended < -1:
+            return ended + 1
+        code = virtblk_wait(d, sub, 0, True)
+        if code < 0:
+            return code
+
+
+@cold_kernel
+def do_bio(handle, caller, op, flags, sector, address, length):
+    """Submit one bio of `length` bytes at `address` (in the arena) as submitter `caller`, and wait for its end.
+
+    0, the bio's errno (positive), or -errno once the queue is over. The caller uses bio and segment number `caller`.
+    """
+    d = queue_of(handle, BothPaths(0))
+    d.vec_addr[caller] = address
+    d.vec_len[caller] = length
+    bio_init(d.bios, caller, op, flags, sector, caller, 1 if length else 0, length, caller)
+    return submit_bio_wait(d, caller, caller, clock_ns())

@@ -1,0 +1,192 @@
+"""The disk's attributes by their sysfs names, read and set as text (Linux: blk-sysfs.c, elevator.c, virtio_blk's own).
+
+`serial`, `cache_type`, `queue/nr_requests`, `queue/scheduler`, `queue/nomerges`, and `queue/iosched/*` of the scheduler
+that is set, in Linux's formats (`[noop] deadline`) and units (milliseconds). Control context; what changes is changed
+under the queue lock, whether I/O is in flight or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from virtblk.block.elevator import elevator_switch
+from virtblk.block.request import ELEVATOR_DEADLINE, ELEVATOR_NOOP, MAX_NR_REQUESTS, MIN_NR_REQUESTS
+from virtblk.driver.virtblk_req import VirtblkQueue
+from virtblk.errors import UsageError
+from virtblk.jit.libc import clock_ns
+from virtblk.jit.lock import mutex_lock, mutex_unlock, wake_up
+from virtblk.jit.warmup import ensure
+
+if TYPE_CHECKING:
+    from virtblk.driver.virtio_blk import VirtioBlk
+
+SCHEDULERS: Final = {"noop": ELEVATOR_NOOP, "deadline": ELEVATOR_DEADLINE}
+CACHE_TYPES: Final = {"write through": False, "write back": True}
+_MS: Final = 1_000_000
+
+
+class _Number(NamedTuple):
+    """An attribute that is a number: its field, its range, and what one unit of it is in the field."""
+
+    field: str
+    least: int
+    most: int
+    unit: int = 1
+
+
+_QUEUE: Final = {
+    "nr_requests": _Number("nr_requests", MIN_NR_REQUESTS, MAX_NR_REQUESTS),
+    "nomerges": _Number("nomerges", 0, 2),
+}
+_DEADLINE: Final = {
+    "read_expire": _Number("read_expire", 0, 1 << 31, _MS),
+    "write_expire": _Number("write_expire", 0, 1 << 31, _MS),
+    "writes_starved": _Number("writes_starved", 0, 1 << 31),
+    "fifo_batch": _Number("fifo_batch", 1, 1 << 31),
+    "front_merges": _Number("front_merges", 0, 1),
+}
+
+
+@contextmanager
+def queue_lock(d: VirtblkQueue) -> Iterator[None]:
+    """Hold the queue lock. Bounded work only: submitters wait meanwhile."""
+    lock = int(d.queue[0]["lock"])
+    mutex_lock(lock)
+    try:
+        yield
+    finally:
+        mutex_unlock(lock)
+
+
+class Sysfs:
+    """The attributes of one disk. Raises UsageError for names and values that there are not."""
+
+    def __init__(self, device: VirtioBlk) -> None:
+        self._device = device
+
+    @property
+    def _state(self):  # type: ignore[no-untyped-def]  # a NumPy record
+        return self._device.view.q.state[0]
+
+    @property
+    def scheduler(self) -> str:
+        """The name of the scheduler that is set."""
+        return next(name for name, number in SCHEDULERS.items() if number == self._state["elevator"])
+
+    def names(self) -> list[str]:
+        """All attributes there are now; those of `queue/iosched/` depend on the scheduler."""
+        names = ["serial", "cache_type", "queue/scheduler", *(f"queue/{name}" for name in _QUEUE)]
+        if self.scheduler == "deadline":
+            names += [f"queue/iosched/{name}" for name in _DEADLINE]
+        return names
+
+    def _number(self, name: str) -> _Number:
+        if name not in self.names():
+            elsewhere = name.removeprefix("queue/iosched/") in _DEADLINE
+            hint = "; set queue/scheduler to deadline first" if elsewhere else ""
+            raise UsageError(f"no attribute {name!r}{hint} (there are: {', '.join(self.names())})")
+        table = _DEADLINE if name.startswith("queue/iosched/") else _QUEUE
+        return table[name.rpartition("/")[2]]
+
+    def read(self, name: str) -> str:
+        """The attribute's text, as `cat` would show it."""
+        if name == "serial":
+            return self._device.serial
+        if name == "cache_type":
+            return "write back" if self._device.writeback else "write through"
+        if name == "queue/scheduler":
+            return " ".join(f"[{known}]" if known == self.scheduler else known for known in SCHEDULERS)
+        number = self._number(name)
+        return str(int(self._state[number.field]) // number.unit)
+
+    def write(self, name: str, text: str) -> None:
+        """Set the attribute, as `echo text >` would."""
+        d = self._device.view
+        if name == "queue/scheduler":
+            if text not in SCHEDULERS:
+                raise UsageError(f"queue/scheduler {text!r}: give one of {', '.join(SCHEDULERS)}")
+            ensure(elevator_switch, d.q, 0, 0)  # before anybody waits for the lock
+            with queue_lock(d):
+                elevator_switch(d.q, SCHEDULERS[text], clock_ns())
+            return
+        if name == "cache_type":
+            if text not in CACHE_TYPES:
+                raise UsageError(f"cache_type {text!r}: give one of {', '.join(CACHE_TYPES)}")
+            self._device.set_writeback(CACHE_TYPES[text])
+            return
+        if name == "serial":
+            raise UsageError("serial cannot be set: it is the device's")
+        number = self._number(name)
+        value = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
+        if not number.least <= value <= number.most:
+            unit = " milliseconds" if number.unit == _MS else ""
+            raise UsageError(f"{name} {text!r}: give {number.least} to {number.most}{unit}")
+        with queue_lock(d):
+            self._state[number.field] = value * number.unit
+        wake_up(int(d.queue[0]["request_wait"]), 1 << 30)  # a larger pool has room
+
+
+class Iosched(MutableMapping[str, int]):
+    """`queue/iosched/*` as a mapping; what keys there are depends on the scheduler. Times are milliseconds."""
+
+    _PREFIX: Final = "queue/iosched/"
+
+    def __init__(self, sysfs: Sysfs) -> None:
+        self._sysfs = sysfs
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._PREFIX) for name in self._sysfs.names() if name.startswith(self._PREFIX))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __getitem__(self, key: str) -> int:
+        if key not in list(self):
+            raise KeyError(key)
+        return int(self._sysfs.read(self._PREFIX + key))
+
+    def __setitem__(self, key: str, value: int) -> None:
+        self._sysfs.write(self._PREFIX + key, str(value))
+
+    def __delitem__(self, key: str) -> None:
+        raise UsageError(f"queue/iosched/{key} cannot be removed")
+
+
+class QueueAttributes:
+    """The directory `queue` of a disk in sysfs: what the request path does with a bio.
+
+    Setting raises UsageError for what cannot be.
+    """
+
+    def __init__(self, sysfs: Sysfs) -> None:
+        self._sysfs = sysfs
+        self.iosched = Iosched(sysfs)
+
+    @property
+    def scheduler(self) -> str:
+        """The scheduler that is set: noop or deadline."""
+        return self._sysfs.scheduler
+
+    @scheduler.setter
+    def scheduler(self, name: str) -> None:
+        self._sysfs.write("queue/scheduler", name)
+
+    @property
+    def nr_requests(self) -> int:
+        """Requests that may be in use at once."""
+        return int(self._sysfs.read("queue/nr_requests"))
+
+    @nr_requests.setter
+    def nr_requests(self, count: int) -> None:
+        self._sysfs.write("queue/nr_requests", str(count))
+
+    @property
+    def nomerges(self) -> int:
+        """0 merges all it can, 1 only with what lies at hand, 2 nothing."""
+        return int(self._sysfs.read("queue/nomerges"))
+
+    @nomerges.setter
+    def nomerges(self, value: int) -> None:
+        self._sysfs.write("queue/nomerges", str(value))

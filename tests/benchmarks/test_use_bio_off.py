@@ -1,0 +1,97 @@
+"""benchmarks/use_bio_off.py: it runs, it ends, both arms take the request path, and wrong usage is a line."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.harness import PATIENCE
+from driver.harness import driver
+from fake_device import HOLD, FakeDevice
+from naive.virtio_blk import GET_ID, IN, IOERR
+from virtblk.driver.virtblk_req import RequestPathOnly
+from virtblk.errors import DeviceError, UsageError
+
+pytestmark = [pytest.mark.once, pytest.mark.compiled]
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "use_bio_off.py"
+RATIO = r"([\d.]+) \[([\d.]+), ([\d.]+)\]"
+LINE = re.compile(rf"QD (\d+) +IOPS ([\d.]+)k / ([\d.]+)k  {RATIO}  busy ([\d.]+) / ([\d.]+) ns  {RATIO}")
+
+
+def load() -> Any:
+    spec = importlib.util.spec_from_file_location("use_bio_off", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # what is cached here names the module, and the program finds it beside itself
+    spec.loader.exec_module(module)
+    return module
+
+
+use_bio_off = load()
+
+
+@pytest.mark.parametrize("paths", list(use_bio_off.ARMS.values()))
+def test_every_read_takes_the_request_path(paths: Any) -> None:
+    options = {"path": "request", "paths": paths(), "poll_us": None, "bios_each": 4, "segments_each": 1}
+    with FakeDevice() as device, driver(device, **options, data_bytes=4 * 512) as opened:
+        arm = use_bio_off.Arm(opened, 4, 512)
+        for _ in range(2):
+            iops, busy = arm.run(0.05)
+            assert iops > 0
+            assert busy > 0
+        assert {kind for kind, _, _ in device.seen} == {IN}
+        assert opened.view.q.state[0]["dispatched"] == len(device.requests)
+        assert opened.view.q.state[0]["in_use"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [(HOLD, r"did not answer .*0\.3 s"), (IOERR, "a read failed")], ids=["silent", "errors"]
+)
+def test_a_device_that_fails_ends_it(answer: object, says: str) -> None:
+    options = {"path": "request", "paths": RequestPathOnly(), "poll_us": None, "timeout": 0.3}
+    with (
+        FakeDevice(lambda request: None if request.type == GET_ID else answer) as device,
+        driver(device, **options, segments_each=1) as opened,
+        pytest.raises(DeviceError, match=says),
+    ):
+        use_bio_off.Arm(opened, 1, 512).run(0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--iodepth", "1,x"], "--iodepth 'x'"),
+        (["--iodepth", "129"], "--iodepth 129"),
+        (["--bs", "5"], "--bs 5"),
+        (["--pairs", "1"], "--pairs 1"),
+        (["--slice", "0"], "--slice 0"),
+    ],
+)
+def test_wrong_usage_is_one_line(words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["use_bio_off.py", *words])
+    with pytest.raises(UsageError) as caught:
+        use_bio_off.main()
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_line_per_depth() -> None:
+    """Last: the tests before it compile most of what the program runs, which has its own limit of time."""
+    command = [sys.executable, str(SCRIPT), "null:1m", "--pairs", "4", "--slice", "0.02", "--iodepth", "1,8"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert result.returncode == 0, result.stderr
+    lines = [match for line in result.stdout.splitlines() if (match := LINE.fullmatch(line))]
+    assert [match[1] for match in lines] == ["1", "8"]
+    for match in lines:
+        figures = [float(text) for text in match.groups()[1:]]
+        assert all(figure > 0 for figure in figures)
+        for ratio, low, high in (figures[2:5], figures[7:10]):
+            assert low <= ratio <= high
