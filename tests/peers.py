@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -22,6 +23,24 @@ def qemu_storage_daemon() -> str:
 def qemu_img() -> str:
     """The path of qemu-img; without it the test skips, or fails in CI."""
     return _find("qemu-img", "qemu-utils")
+
+
+def nbdkit() -> str:
+    """The path of nbdkit; without it the test skips, or fails in CI."""
+    return _find("nbdkit", "nbdkit")
+
+
+def qemu_nbd() -> str:
+    """The path of qemu-nbd; without it the test skips, or fails in CI."""
+    return _find("qemu-nbd", "qemu-utils")
+
+
+def libnbd() -> None:
+    """libnbd can be loaded; without it the test skips, or fails in CI."""
+    try:
+        ctypes.CDLL("libnbd.so.0")
+    except OSError:
+        _missing("libnbd.so.0", "libnbd0")
 
 
 def user_mode_linux() -> str:

@@ -1,7 +1,7 @@
 """Disk and filter names, sizes and times, parsed once, here: `SCHEME:REST[?key=value&key=value]`, sizes as fio's.
 
 `ram:512m`, `null:1g?block_size=4k`, `vhost-user:/run/disk.sock`; filters have no colon: `delay?all=10ms`. `,` is
-accepted for `&`. Imports nothing but errors.
+accepted for `&`. What follows `nbd:` is a URI to its end, `?` included. Imports nothing but errors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from virtblk.errors import UsageError
 
 #: Every scheme that virtblk will ever take; those of this version are in KNOWN.
 SCHEMES: Final = ("ram", "null", "file", "sim", "nbd", "python", "vhost-user")
-KNOWN: Final = ("ram", "null", "file", "vhost-user")
+KNOWN: Final = ("ram", "null", "file", "nbd", "vhost-user")
+
+#: What a name needs after its colon, where that is no size.
+_REST: Final = {
+    "file": "a path",
+    "nbd": "a URI such as nbd://localhost or nbd+unix:///?socket=/run/nbd.sock",
+    "vhost-user": "a socket's path",
+}
 
 _SIZE = re.compile(r"^\s*(\d{1,40})\s*(?:([kmgtp])i?b?|b?)\s*$", re.IGNORECASE | re.ASCII)
 _SHIFT: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
@@ -68,7 +75,7 @@ def format_size(value: int) -> str:
 
 @dataclass(frozen=True)
 class DiskName:
-    """A parsed name. `rest` is what follows the scheme, without the keys."""
+    """A parsed name. `rest` is what follows the scheme, without the keys; of `nbd:`, which has none, all of it."""
 
     text: str
     scheme: str
@@ -100,10 +107,11 @@ def parse_name(text: str) -> DiskName:
     if scheme not in KNOWN:
         later = "is for a later version" if scheme in SCHEMES else "is unknown"
         raise UsageError(f"disk {text!r}: scheme {scheme!r} {later} (this version knows {', '.join(KNOWN)})")
-    rest, keys = _parse_keys(rest, f"disk {text!r}")
+    keys: dict[str, str] = {}
+    if scheme != "nbd":  # a URI has a `?` of its own
+        rest, keys = _parse_keys(rest, f"disk {text!r}")
     if not rest:
-        what = {"vhost-user": "a socket's path", "file": "a path"}.get(scheme, "a size such as 512m")
-        raise UsageError(f"disk {text!r}: give {what} after the colon")
+        raise UsageError(f"disk {text!r}: give {_REST.get(scheme, 'a size such as 512m')} after the colon")
     return DiskName(text, scheme, rest, keys)
 
 

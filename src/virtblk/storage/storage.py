@@ -76,7 +76,13 @@ def open_storage(name: DiskName) -> Storage:
         from virtblk.storage.file import open_file
 
         return open_file(name)
-    raise UsageError(f"disk {name.text!r}: {name.scheme}: is no storage of this version; ram:, null: and file: are")
+    if name.scheme == "nbd":
+        from virtblk.storage.nbd import open_nbd
+
+        return open_nbd(name)
+    raise UsageError(
+        f"disk {name.text!r}: {name.scheme}: is no storage of this version; ram:, null:, file: and nbd: are"
+    )
 
 
 def block_size_key(name: DiskName) -> int:
