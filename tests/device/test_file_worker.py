@@ -627,6 +627,11 @@ def test_direct_io_uses_what_is_aligned_and_copies_the_rest(direct: Bench, image
     assert direct.ended() == [(0, 0)]
     assert direct.memory.array(direct.address(0), 512).tobytes() == before[4096:4608]
     assert direct.q.state[0]["bounced"] == 1
+    direct.q.state[0]["memory_align"] = 4  # of addresses; lengths are whole sectors yet
+    direct.start(0, OP_READ, 64, 8)
+    assert direct.ended() == [(0, 0)]
+    direct.q.state[0]["memory_align"] = 512
+    assert direct.q.state[0]["bounced"] == 2
     direct.memory.array(direct.address(0), 512)[:] = 7
     direct.start(1, OP_WRITE, 64, 8, FLAG_FUA)
     assert image.read_bytes()[4096:4608] == b"\7" * 512
