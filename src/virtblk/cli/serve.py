@@ -28,12 +28,12 @@ CAPABILITIES: Final = {"type": "block", "features": ["read-only", "blk-file"]}
 SD_LISTEN_FDS_START: Final = 3
 
 EXAMPLES: Final = """examples:
-  virtblk serve ram:1g --socket-path /run/disk.sock                a disk in memory, gone with the process
+  virtblk serve ram:1g --socket-path /run/disk.sock                in memory, gone with the process
   virtblk serve --blk-file disk.img --socket-path /run/disk.sock   a file or block device, any name
   qemu-system-x86_64 -m 1g -object memory-backend-memfd,id=m,size=1g,share=on -numa node,memdev=m \\
       -chardev socket,id=c,path=/run/disk.sock -device vhost-user-blk-pci,chardev=c ...
 
-SIGTERM and Ctrl-C end it cleanly. Without --socket-path and --fd, it takes the socket that systemd passes."""
+SIGTERM and Ctrl-C end it cleanly. Without --socket-path and --fd, it takes systemd's socket."""
 
 log = logging.getLogger("virtblk.serve")
 
