@@ -55,6 +55,7 @@ class ServeOptions:
     serial: str | None = None  # None: after the disk's name
     poll_us: int = DEFAULT_POLL_US  # microseconds that an idle queue spins before it sleeps
     socket_mode: int = 0o600
+    timed: bool = False  # measure latencies and tell of them in the metrics
 
     def __post_init__(self) -> None:
         if not 1 <= self.queues <= 256:
@@ -81,7 +82,7 @@ class Server:
         self._thread: threading.Thread | None = None
         self._listener: Listener | None = None
         self._only: Connection | None = None
-        self.accounts = Accounts(storage, self.options.queues)
+        self.accounts = Accounts(storage, self.options.queues, timed=self.options.timed)
         self._device_on(GuestMemory())
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -168,6 +169,7 @@ class Server:
             queues=self.options.queues,
             serial=serial_of(self.storage.name) if serial is None else serial,
             poll_us=self.options.poll_us,
+            timed=self.options.timed,
         )
         device.accounts = self.accounts
         return device

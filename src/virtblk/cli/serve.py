@@ -103,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
         serial=options.serial,
         poll_us=ServeOptions.poll_us if options.poll_us is None else options.poll_us,
         socket_mode=mode,
+        timed=metrics is not None,
     )
     storage = open_served(name, read_only=options.read_only, filters=options.filter)
     try:
