@@ -30,7 +30,7 @@ from virtblk.jit.atomics import (
     store_release_i64,
 )
 from virtblk.jit.kernel import cold_kernel, inline_kernel, kernel
-from virtblk.jit.libc import clock_ns, eventfd_drain, poll_in2
+from virtblk.jit.libc import clock_ns, eventfd_drain, poll_in2, sched_yield
 from virtblk.jit.lock import (
     mutex_lock,
     mutex_trylock,
@@ -366,6 +366,7 @@ def virtblk_wait_at(handle, paths, sub, room, reap):
     since = 0  # what the time-out counts from
     used = -1  # where the used ring stood then
     rounds = 0
+    courtesy = d.queue[0]["crowded"]  # give way once before blocking: who runs next may have what we wait for
     while not virtblk_ready(d, sub, room):
         if virtqueue_more_used(d.vq):
             if not reap:
@@ -391,6 +392,10 @@ def virtblk_wait_at(handle, paths, sub, room, reap):
                 virtblk_break(d, ETIMEDOUT)
                 break
         if poll_ns >= 0 and now - began >= poll_ns:
+            if courtesy:
+                courtesy = 0
+                sched_yield()
+                continue
             virtblk_block(d, sub, room)
     return -d.queue[0]["error"]
 
