@@ -21,7 +21,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -30,9 +30,9 @@ from virtblk.errors import OpenError, UsageError, VirtblkError
 from virtblk.jit.threads import start_thread
 from virtblk.jit.warmup import progress
 from virtblk.mem.guest_memory import GuestMemory
-from virtblk.names import parse_name
+from virtblk.names import DiskName, parse_name
 from virtblk.server_metrics import Accounts, CountedDevice
-from virtblk.storage.filters import apply_filters
+from virtblk.storage.filters import apply_filters, only_read
 from virtblk.storage.storage import Storage, open_storage
 from virtblk.uapi.virtio_ring import VRING_MAX_NUM
 from virtblk.vhost_user.backend import Backend
@@ -42,7 +42,7 @@ from virtblk.vhost_user.listener import Listener, inherited_socket
 log = logging.getLogger("virtblk.server")
 
 #: Seconds for a child to start: it may have to compile everything first.
-START_TIMEOUT = 300.0
+START_TIMEOUT = 600.0
 STOP_TIMEOUT = 10.0
 
 
@@ -55,6 +55,7 @@ class ServeOptions:
     serial: str | None = None  # None: after the disk's name
     poll_us: int = DEFAULT_POLL_US  # microseconds that an idle queue spins before it sleeps
     socket_mode: int = 0o600
+    timed: bool = False  # measure latencies and tell of them in the metrics
 
     def __post_init__(self) -> None:
         if not 1 <= self.queues <= 256:
@@ -81,7 +82,7 @@ class Server:
         self._thread: threading.Thread | None = None
         self._listener: Listener | None = None
         self._only: Connection | None = None
-        self.accounts = Accounts(storage, self.options.queues)
+        self.accounts = Accounts(storage, self.options.queues, timed=self.options.timed)
         self._device_on(GuestMemory())
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -168,6 +169,7 @@ class Server:
             queues=self.options.queues,
             serial=serial_of(self.storage.name) if serial is None else serial,
             poll_us=self.options.poll_us,
+            timed=self.options.timed,
         )
         device.accounts = self.accounts
         return device
@@ -217,11 +219,13 @@ def serve(
     """
     options = ServeOptions(queues, queue_size, serial, poll_us, socket_mode)
     owned = isinstance(disk, str)
-    storage = open_storage(parse_name(disk)) if isinstance(disk, str) else disk
-    if filters and not owned:
+    if isinstance(disk, str):
+        storage = open_served(parse_name(disk), read_only=read_only, filters=filters)
+    elif filters:
         raise UsageError("filters go with a disk's name; wrap an open storage by storage.filters.apply_filters")
-    storage = apply_filters(storage, filters)
-    storage.read_only = storage.read_only or read_only
+    else:
+        storage = disk
+        storage.read_only = storage.read_only or read_only
     try:
         if owned:
             storage.start()
@@ -237,6 +241,19 @@ def serve(
     except BaseException:
         server.close()
         raise
+
+
+def open_served(name: DiskName, *, read_only: bool = False, filters: Sequence[str] = ()) -> Storage:
+    """Open a disk under filters, the first outermost; a file that nobody is going to write, for reading only.
+
+    Raises UsageError for a name, key or filter that cannot work, OpenError for what cannot be opened.
+    """
+    never_written = only_read(filters) or read_only
+    if name.scheme == "file" and never_written and "read_only" not in name.keys:
+        name = replace(name, keys=name.keys | {"read_only": "on"})
+    storage = apply_filters(open_storage(name), filters)
+    storage.read_only = storage.read_only or read_only
+    return storage
 
 
 class LocalDevice:

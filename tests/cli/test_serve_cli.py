@@ -333,6 +333,11 @@ def test_metrics_count_requests_over_all_sessions(sock: Path, log: Path) -> None
                     disk.pread(512, 0)
                 now = scrape(address)
                 assert now['virtblk_queue_requests_total{queue="0"}'] == requests + 10
+                assert now['virtblk_requests_total{queue="0",op="read"}'] == 10 * turn
+                assert now['virtblk_bytes_total{queue="0",op="read"}'] == 5120 * turn
+                answered = now['virtblk_queue_requests_total{queue="0"}']
+                assert now['virtblk_request_seconds_count{queue="0"}'] == answered
+                assert now['virtblk_in_flight{queue="0"}'] == 0
                 assert now['virtblk_queue_running{queue="0"}'] == 1
                 assert now["virtblk_sessions_total"] == turn
                 assert now["virtblk_sessions_active"] == 1

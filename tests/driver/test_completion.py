@@ -181,7 +181,7 @@ def test_regression_a_request_that_is_kept_back_times_out_while_others_go_on(pol
 @pytest.mark.parametrize("poll_us", WAYS)
 def test_regression_waiting_for_room_is_no_sign_of_a_silent_device(poll_us: int | None) -> None:
     """A slow device and a long queue: who waited for room longer than the time-out broke a queue that moved."""
-    pace, submitters, timeout = 0.02, 40, 0.4
+    pace, submitters, timeout = 0.05, 40, 1.5
 
     def slowly(request: Request) -> None:
         time.sleep(pace)

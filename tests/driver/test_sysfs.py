@@ -110,8 +110,11 @@ def test_names_that_there_are_not() -> None:
         for name in DEADLINE:
             with pytest.raises(UsageError, match="set queue/scheduler to deadline first"):
                 opened.sysfs.read(name)
-        for name in ("serial", "cache_type"):
-            with pytest.raises(UsageError, match=f"{name} cannot be set"):
+        for name, text in (
+            ("serial", "serial cannot be set"),
+            ("cache_type", "cache_type '1': give one of write through, write back"),
+        ):
+            with pytest.raises(UsageError, match=text):
                 opened.sysfs.write(name, "1")
 
 

@@ -31,6 +31,8 @@ from virtblk.jit.io_uring import (
 from virtblk.jit.kernel import kernel
 from waiting import wait_until
 
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=f"no io_uring here: {unavailable()}")
+
 WIDE = (1 << 40) + 12345  # more than 32 bits
 
 

@@ -32,7 +32,8 @@ DISKS: Final = """disks:
   vhost-user:/path/to/socket   a vhost-user-blk device that listens there
   ram:512m                     a disk of our own in memory
   null:1g                      a disk of our own that does nothing: what all the rest costs
-  ram:512m?block_size=4k       with a block size"""
+  ram:512m?block_size=4k       with a block size
+  file:disk.img                a file or a block device; ?cache=writeback|writethrough|none|unsafe"""
 
 
 class Parser(argparse.ArgumentParser):

@@ -28,12 +28,12 @@ CAPABILITIES: Final = {"type": "block", "features": ["read-only", "blk-file"]}
 SD_LISTEN_FDS_START: Final = 3
 
 EXAMPLES: Final = """examples:
-  virtblk serve ram:1g --socket-path /run/disk.sock                a disk in memory, gone with the process
+  virtblk serve ram:1g --socket-path /run/disk.sock                in memory, gone with the process
   virtblk serve --blk-file disk.img --socket-path /run/disk.sock   a file or block device, any name
   qemu-system-x86_64 -m 1g -object memory-backend-memfd,id=m,size=1g,share=on -numa node,memdev=m \\
       -chardev socket,id=c,path=/run/disk.sock -device vhost-user-blk-pci,chardev=c ...
 
-SIGTERM and Ctrl-C end it cleanly. Without --socket-path and --fd, it takes the socket that systemd passes."""
+SIGTERM and Ctrl-C end it cleanly. Without --socket-path and --fd, it takes systemd's socket."""
 
 log = logging.getLogger("virtblk.serve")
 
@@ -95,9 +95,7 @@ def run(options: argparse.Namespace) -> int:
     # numba and all that, only once the options are known to be right
     from virtblk.exporter import Exporter
     from virtblk.jit.warmup import progress
-    from virtblk.server import ServeOptions, Server
-    from virtblk.storage.filters import apply_filters
-    from virtblk.storage.storage import open_storage
+    from virtblk.server import ServeOptions, Server, open_served
 
     wanted = ServeOptions(
         queues=options.queues,
@@ -105,10 +103,10 @@ def run(options: argparse.Namespace) -> int:
         serial=options.serial,
         poll_us=ServeOptions.poll_us if options.poll_us is None else options.poll_us,
         socket_mode=mode,
+        timed=metrics is not None,
     )
-    storage = apply_filters(open_storage(name), options.filter)
+    storage = open_served(name, read_only=options.read_only, filters=options.filter)
     try:
-        storage.read_only = storage.read_only or options.read_only
         storage.start()
         with progress(cast(TextIO, _LogStream())):
             server = Server(storage, wanted)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from virtblk.device.account import account
 from virtblk.device.request import complete, identify, parse, validate
 from virtblk.device.worker import SPINS_PER_CLOCK, WAIT_MS, signal_driver
 from virtblk.jit.atomics import cpu_pause, load_acquire_i64, store_i64, store_release_i64
@@ -79,7 +80,7 @@ def free_slot(mail, requests, slot):
 
 
 @kernel
-def take_chains(vr, mem, disk, requests, worker, mail):
+def take_chains(vr, mem, disk, requests, worker, counters, mail):
     """Take what is available, as far as slots and BATCH go: chains taken, and of these answered on the spot."""
     now = clock_ns()
     mask = mail.state[0]["slots"] - 1
@@ -103,7 +104,9 @@ def take_chains(vr, mem, disk, requests, worker, mail):
         if op == OP_NONE or op == OP_IDENTIFY:
             if op == OP_IDENTIFY:
                 identify(disk, mem, requests, slot, vr.piece_addr, vr.piece_len)
-            vringh_add_used(vr, head, complete(mem, requests, slot))
+            used = complete(mem, requests, slot)
+            account(counters, requests, slot, now if worker[0]["timed"] else 0)
+            vringh_add_used(vr, head, used)
             free_slot(mail, requests, slot)
             answered += 1
         else:
@@ -117,7 +120,7 @@ def take_chains(vr, mem, disk, requests, worker, mail):
 
 
 @kernel
-def finish_ended(vr, mem, requests, mail):
+def finish_ended(vr, mem, requests, worker, counters, mail):
     """Answer what came back: how many slots. On a broken ring they are only freed."""
     ended = load_acquire_i64(mail.state[0]["ended"])  # partner: the release of who ended the last of them
     seen = mail.state[0]["taken_back"]
@@ -126,12 +129,15 @@ def finish_ended(vr, mem, requests, mail):
     mask = mail.state[0]["slots"] - 1
     if vr.state[0]["bad"] == 0 and memory_truncated(mem):
         vringh_break(vr, BAD_MEMORY, ended - seen)  # zeroes were used in place of data: acknowledge nothing
+    now = clock_ns() if worker[0]["timed"] else 0
     while seen != ended:
         slot = mail.done[seen & mask]
         if vr.state[0]["bad"] == 0:
             if requests[slot]["op"] == OP_READ and requests[slot]["result"] == 0:
                 requests[slot]["used_len"] = requests[slot]["length"]
-            vringh_add_used(vr, requests[slot]["head"], complete(mem, requests, slot))
+            used = complete(mem, requests, slot)
+            account(counters, requests, slot, now)
+            vringh_add_used(vr, requests[slot]["head"], used)
         free_slot(mail, requests, slot)
         seen += 1
     count = seen - mail.state[0]["taken_back"]
@@ -153,7 +159,7 @@ def wait_for_work(worker, kick_fd):
 
 
 @cold_kernel
-def async_worker_loop(vr, mem, disk, requests, worker, mail):
+def async_worker_loop(vr, mem, disk, requests, worker, counters, mail):
     """Serve one ring until told to stop or until it breaks, and until nothing is out. The word `done` comes last."""
     poll_ns = worker[0]["poll_ns"]
     vringh_notify_disable(vr)
@@ -161,10 +167,10 @@ def async_worker_loop(vr, mem, disk, requests, worker, mail):
     spins = 0
     while True:
         stopping = load_acquire_i64(worker[0]["stop"]) != 0 or vr.state[0]["bad"] != 0
-        count = finish_ended(vr, mem, requests, mail)
+        count = finish_ended(vr, mem, requests, worker, counters, mail)
         answered = count
         if not stopping and vr.state[0]["bad"] == 0:
-            taken, at_once = take_chains(vr, mem, disk, requests, worker, mail)
+            taken, at_once = take_chains(vr, mem, disk, requests, worker, counters, mail)
             count += taken
             answered += at_once
         if answered and vr.state[0]["bad"] == 0:

@@ -7,7 +7,7 @@ A slot holds a request until it ends; it has one submission in flight at most (`
 ====================  ================================================================================================
 READ, WRITE           over the guest's own memory, again for what a short transfer left over. FUA: RWF_DSYNC
   to the page cache   whole pages are written at once, by pwritev: file systems without NOWAIT for buffered writes
-                      (ext4) leave each to a kernel thread, which takes five times as long. After one that blocked
+                      (ext4) leave each to a kernel thread. After one that blocked
                       (the kernel throttles who dirties too much) the following go through io_uring for a while
   direct, unaligned   pieces that direct I/O cannot use are copied through aligned memory, at once
 FLUSH                 one fdatasync at a time; flushes that come meanwhile share the next

@@ -10,6 +10,7 @@ or writing guest memory until then.
 
 from __future__ import annotations
 
+from virtblk.device.account import account
 from virtblk.device.file_request import EAGAIN, EBUSY, EINTR, EIO, file_completed, file_start
 from virtblk.device.request import complete, identify, parse, validate
 from virtblk.device.worker import SPINS_PER_CLOCK, WAIT_MS, signal_driver
@@ -125,19 +126,22 @@ def reap(vr, mem, requests, q):
 
 
 @kernel
-def answer(vr, mem, disk, requests, worker, q):
+def answer(vr, mem, disk, requests, worker, counters, q):
     """Answer the slots that ended, in that order, and free them. On a broken ring they are only freed."""
     ended = q.state[0]["ended"]
     if ended == 0:
         return
     if vr.state[0]["bad"] == 0 and memory_truncated(mem):
         vringh_break(vr, BAD_MEMORY, ended)  # zeroes were used in place of data: acknowledge nothing
+    now = clock_ns() if worker[0]["timed"] else 0
     for i in range(ended):
         slot = q.ended[i]
         if vr.state[0]["bad"] == 0:
             if requests[slot]["op"] == OP_IDENTIFY:
                 identify(disk, mem, requests, slot, vr.piece_addr, vr.piece_len)
-            vringh_add_used(vr, requests[slot]["head"], complete(mem, requests, slot))
+            used = complete(mem, requests, slot)
+            account(counters, requests, slot, now)
+            vringh_add_used(vr, requests[slot]["head"], used)
         requests[slot]["taken_ns"] = 0
         q.free[q.state[0]["free"]] = slot
         q.state[0]["free"] += 1
@@ -163,7 +167,7 @@ def wait_for_work(worker, q, kick_fd):
 
 
 @cold_kernel
-def file_worker_loop(vr, mem, disk, requests, worker, q):
+def file_worker_loop(vr, mem, disk, requests, worker, counters, q):
     """Serve one ring until told to stop or until it breaks, and until nothing is out. `done` is the last word."""
     poll_ns = worker[0]["poll_ns"]
     vringh_notify_disable(vr)
@@ -177,7 +181,7 @@ def file_worker_loop(vr, mem, disk, requests, worker, q):
         if uring_pending(q.ring):
             submit(vr, mem, requests, q)
             count += 1 + reap(vr, mem, requests, q)
-        answer(vr, mem, disk, requests, worker, q)
+        answer(vr, mem, disk, requests, worker, counters, q)
         if stopping and slots_out(q) == 0:
             break
         if count > 0:

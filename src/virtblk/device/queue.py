@@ -10,6 +10,7 @@ import logging
 import os
 from typing import Any
 
+from virtblk.device.account import COUNTERS
 from virtblk.device.async_worker import SLOT_PIECES, async_worker_loop
 from virtblk.device.dispatcher import Dispatcher, example_mailbox, slots_for
 from virtblk.device.file_queue import FileResources, example_file_queue, file_slots_for
@@ -49,7 +50,7 @@ def compile_worker(memory: GuestMemory, disk: DiskView, storage: Storage) -> Non
     """Compile what serves a ring, before a driver waits for its answer: the first time takes many seconds."""
     vring = Vringh(Table(1, VRINGH_DTYPE), Table(1), Table(1))
     ensure(vringh_init, vring, 0)
-    arguments = (vring, memory.table, disk, Table(1, REQUEST_DTYPE), Table(1, WORKER_DTYPE))
+    arguments = (vring, memory.table, disk, Table(1, REQUEST_DTYPE), Table(1, WORKER_DTYPE), Table(1))
     if storage.kind == KIND_REQUESTS:
         ensure(async_worker_loop, *arguments, example_mailbox())
     elif storage.kind == KIND_FILE:
@@ -72,6 +73,7 @@ class DeviceQueue:
         indirect: bool,
         poll_ns: int,
         delay_ns: int = 0,
+        timed: bool = False,
     ):
         num = vring.num
         self.index = vring.index
@@ -98,6 +100,7 @@ class DeviceQueue:
         self._words = Words(WORDS)
         self._requests = Table(records, REQUEST_DTYPE)
         self._scratch = give_scratch(self._requests)
+        self.counters = Table(COUNTERS)
         self.worker = Table(1, WORKER_DTYPE)
         worker = self.worker[0]
         worker["stop"], worker["done"] = self._words.address(WORD_STOP), self._words.address(WORD_DONE)
@@ -105,7 +108,15 @@ class DeviceQueue:
         worker["kick_fd"] = vring.kick_fd
         worker["poll_ns"] = poll_ns if vring.kick_fd >= 0 else _POLL_FOREVER
         worker["delay_ns"] = delay_ns
-        self._arguments: tuple[Any, ...] = (self._vring, memory.table, disk, self._requests, self.worker)
+        worker["timed"] = timed
+        self._arguments: tuple[Any, ...] = (
+            self._vring,
+            memory.table,
+            disk,
+            self._requests,
+            self.worker,
+            self.counters,
+        )
         self._loop = async_worker_loop if waits else file_worker_loop if is_file else worker_loop
         self._dispatcher: Dispatcher | None = None
         self._file: FileResources | None = None
@@ -132,9 +143,17 @@ class DeviceQueue:
     def _run(self) -> None:
         self._loop(*self._arguments)
         if self.broken:
-            log.warning("queue %d is broken: %s", self.index, self.broken)
+            extra = {"event": "queue_broken", "queue": self.index, "reason": self.broken}
+            log.warning("queue %d is broken: %s", self.index, self.broken, extra=extra)
             if self._err_fd >= 0 and poll_out(self._err_fd) == 1:  # the peer's: never block there
                 eventfd_signal(self._err_fd)
+
+    def taken_ns(self) -> list[int]:
+        """When the requests that are in flight were taken (CLOCK_MONOTONIC). From any thread: the worker goes on.
+
+        A worker whose storage answers at once keeps this only if it is `timed`.
+        """
+        return [taken for taken in self._requests["taken_ns"].tolist() if taken]
 
     @property
     def broken(self) -> str | None:

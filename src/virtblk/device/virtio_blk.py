@@ -65,6 +65,7 @@ class VirtioBlkDevice:
         serial: str = "",
         poll_us: int = DEFAULT_POLL_US,
         delay_ns: int = 0,
+        timed: bool = False,
         without: frozenset[int] = frozenset(),
     ) -> None:
         if not 1 <= queues <= 256:
@@ -77,6 +78,7 @@ class VirtioBlkDevice:
         self._storage = storage
         self._poll_ns = poll_us * 1000
         self._delay_ns = delay_ns
+        self._timed = timed
         self._queues: dict[int, DeviceQueue] = {}
         self._vrings: dict[int, Vring] = {}
         self._accepted = 0
@@ -168,6 +170,7 @@ class VirtioBlkDevice:
             indirect=bool(self._accepted >> VIRTIO_RING_F_INDIRECT_DESC & 1),
             poll_ns=self._poll_ns,
             delay_ns=self._delay_ns,
+            timed=self._timed,
         )
         self._vrings[index] = vring
 

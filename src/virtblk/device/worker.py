@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from virtblk.device.account import account
 from virtblk.device.request import complete, identify, parse, validate
 from virtblk.jit.atomics import cpu_pause, load_acquire_i64, store_i64, store_release_i64
 from virtblk.jit.kernel import cold_kernel, kernel
@@ -56,18 +57,36 @@ WORKER_DTYPE = np.dtype(
         ("requests", "i8"),  # counters
         ("kicks", "i8"),
         ("calls", "i8"),
+        ("timed", "i8"),  # 1: latencies are wanted, at the price of reading the clock
         ("delay_ns", "i8"),  # spin this long for each request: a slow device, for tests of what notices it
     ]
 )
 
 
+@cold_kernel
+def take_time(requests, i, began):
+    """Record `i` was taken when its batch began: the time of that, read if `began` is 0."""
+    if began == 0:
+        began = clock_ns()
+    requests[i]["taken_ns"] = began
+    return began
+
+
+@cold_kernel
+def forget_times(requests, count):
+    """The batch is over: nothing is in flight."""
+    for i in range(count):
+        requests[i]["taken_ns"] = 0
+
+
 @kernel
-def process_batch(vr, mem, disk, requests, worker):
+def process_batch(vr, mem, disk, requests, worker, counters):
     """Take and finish what is available, BATCH chains at most: how many, 0, or RING_BROKEN (negative)."""
     count = 0
     first = 0
     failed = 0
     size = 0
+    began = 0
     while count < BATCH and size < BATCH_BYTES and first + MAX_PIECES + MAX_REGIONS <= PIECES:
         head = vringh_getdesc(vr, mem, first)
         if head < 0:
@@ -77,6 +96,8 @@ def process_batch(vr, mem, disk, requests, worker):
         readable = vr.state[0]["readable"]
         kind, sector = parse(requests, count, head, vr.piece_addr, vr.piece_len, first, pieces, readable)
         validate(disk, requests, count, kind, sector)
+        if worker[0]["timed"]:
+            began = take_time(requests, count, began)
         first += pieces
         size += requests[count]["length"]
         count += 1
@@ -86,13 +107,19 @@ def process_batch(vr, mem, disk, requests, worker):
         else:
             null_execute(requests, count)
         if memory_truncated(mem):
+            forget_times(requests, count)
             return vringh_break(vr, BAD_MEMORY, count)  # zeroes were copied in place of data: acknowledge nothing
+        now = clock_ns() if began else 0
         for i in range(count):
             if requests[i]["op"] == OP_IDENTIFY:
                 identify(disk, mem, requests, i, vr.piece_addr, vr.piece_len)
-            vringh_add_used(vr, requests[i]["head"], complete(mem, requests, i))
-        vringh_publish_used(vr)
+            used = complete(mem, requests, i)
+            account(counters, requests, i, now)
+            vringh_add_used(vr, requests[i]["head"], used)
+        if began:
+            forget_times(requests, count)
         worker[0]["requests"] += count
+        vringh_publish_used(vr)  # last: who sees an answer finds it counted
     elif failed < -1:
         return failed
     return count
@@ -133,14 +160,14 @@ def delay(worker, count):
 
 
 @cold_kernel
-def worker_loop(vr, mem, disk, requests, worker):
+def worker_loop(vr, mem, disk, requests, worker, counters):
     """Serve one ring until its stop word is set or the ring breaks. The last word written is `done`."""
     poll_ns = worker[0]["poll_ns"]
     vringh_notify_disable(vr)
     deadline = clock_ns() + poll_ns
     spins = 0
     while load_acquire_i64(worker[0]["stop"]) == 0:
-        count = process_batch(vr, mem, disk, requests, worker)
+        count = process_batch(vr, mem, disk, requests, worker, counters)
         if count < 0:
             break
         if count > 0:
