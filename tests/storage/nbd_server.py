@@ -9,8 +9,9 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +52,9 @@ class NbdServer:
         self.handshake = True  # False: connections are accepted and nothing more
         self.dies_of: int | None = None  # an op that makes it hang up
         self.forgets_replies = False  # executes, and never answers
+        self.late = False  # what is held is executed when it is released, the first first
         self._holding: Container[int] = ()
-        self._held: list[tuple[socket.socket, bytes]] = []
+        self._held: list[tuple[socket.socket, Callable[[], bytes]]] = []
         self._lock = threading.RLock()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -110,13 +112,13 @@ class NbdServer:
             self._holding = ops or range(ZEROES + 1)
 
     def release(self) -> None:
-        """Answer what was held, the last first, and go on."""
+        """Answer what was held, the last first (but see `late`), and go on."""
         with self._lock:
             self._holding = ()
             held, self._held = self._held, []
-        for connection, reply in reversed(held):
+        for connection, reply in held if self.late else reversed(held):
             with suppress(OSError):
-                connection.sendall(reply)
+                connection.sendall(reply())
 
     def resize(self, size: int) -> None:
         self.data, self.stable = (bytearray(old[:size].ljust(size, b"\0")) for old in (self.data, self.stable))
@@ -186,15 +188,22 @@ class NbdServer:
                 self.seen.append(Seen(op, flags, offset, length))
                 if op == DISC or op == self.dies_of:
                     return
-                error, data = self.errors.get(op, 0), b""
-                if not error:
-                    data = self._execute(op, flags, offset, length, payload)
-                reply = struct.pack(">IIQ", _REPLY_MAGIC, error, cookie) + data
+                answer = partial(self._answer, Seen(op, flags, offset, length), cookie, payload)
+                if op in self._holding and self.late:
+                    self._held.append((connection, answer))
+                    continue
+                reply = answer()
                 if op in self._holding:
-                    self._held.append((connection, reply))
+                    self._held.append((connection, partial(bytes, reply)))
                     continue
             if not forgets:
                 connection.sendall(reply)
+
+    def _answer(self, command: Seen, cookie: int, payload: bytes) -> bytes:
+        with self._lock:
+            error = self.errors.get(command.op, 0)
+            data = b"" if error else self._execute(*command, payload)
+            return struct.pack(">IIQ", _REPLY_MAGIC, error, cookie) + data
 
     def _execute(self, op: int, flags: int, offset: int, length: int, payload: bytes) -> bytes:
         minimum = max(self.blocks[0], 1)

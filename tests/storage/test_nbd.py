@@ -286,6 +286,20 @@ def test_less_than_a_block_is_read_patched_and_written(server: NbdServer) -> Non
     assert server.data == model
 
 
+def test_a_patch_waits_for_a_write_of_the_same_block(server: NbdServer) -> None:
+    """Read before that write and written back after it, the rest of the block would be the old one."""
+    server.blocks = (4096, 4096, 65536)
+    server.late = True
+    with disk(server) as storage:
+        server.hold(WRITE)
+        batch = [write(0, b"w" * 4096), write(512, b"p" * 512)]
+        storage.submit(batch)
+        seen(server, 1)
+        server.release()
+        assert [request.result() for request in batch] == [0, 0]
+    assert server.data[:4096] == b"w" * 512 + b"p" * 512 + b"w" * 3072
+
+
 def test_two_ranges_in_one_block_are_patched_one_after_the_other(server: NbdServer) -> None:
     server.blocks = (4096, 4096, 65536)
     server.data[:] = b"x" * MIB

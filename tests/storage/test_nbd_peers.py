@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import peers
+import virtblk
 from storage.pending import Pending, discard, flush, pread, read, run, write, write_zeroes
 from virtblk.errors import OpenError
 from virtblk.names import parse_name
@@ -240,3 +241,25 @@ def test_closing_does_not_wait_for_a_server_that_is_stopped(tmp_path: Path) -> N
         storage.submit([waiting])
         storage.close()
         assert waiting.result() == errno.EIO
+
+
+def test_the_whole_way_from_the_driver_to_a_qcow2_image(tmp_path: Path) -> None:
+    image = qcow2(tmp_path, 4 * MIB)
+    data = random.Random(16).randbytes(2 * MIB)
+    with qemu_nbd(tmp_path, image, "--format=qcow2", "--discard=unmap") as (name, process):
+        with virtblk.open(name) as disk:
+            assert (disk.size, disk.block_size, disk.cache_type) == (4 * MIB, 512, "write back")
+            disk.pwrite(data, 512)
+            disk.pwrite(b"fua" + bytes(509), 0, fua=True)
+            disk.write_zeroes(4096, 65536)
+            disk.discard(MIB, MIB)
+            disk.flush()
+            assert disk.pread(512, 0) == b"fua" + bytes(509)
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    model = bytearray(4 * MIB)
+    model[:3] = b"fua"
+    model[512 : 512 + len(data)] = data
+    model[65536 : 65536 + 4096] = bytes(4096)
+    model[MIB : 2 * MIB] = bytes(MIB)
+    assert contents(tmp_path, image) == model
