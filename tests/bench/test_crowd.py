@@ -28,7 +28,7 @@ def test_every_job_ends_and_every_block_verifies(poll: bool) -> None:
     results = run("ram:1m", runtime=0.3, slice_s=0.3, verify="crc32c", workloads=workloads, poll=poll, **CROWD)
     assert [result.workload for result in results] == list(workloads)
     assert [(result.errors, result.notes) for result in results] == [(0, [])] * 4
-    assert all(result.ring_full_waits > 0 for result in results)
+    assert sum(result.ring_full_waits for result in results) > 0
 
 
 @pytest.mark.parametrize("poll", [False, True])

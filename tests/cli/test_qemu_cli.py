@@ -73,7 +73,9 @@ def test_verify_finds_no_error_and_the_image_holds_what_was_written(file_disk: D
     assert status == 0
     value = figures(out)
     assert value["device"]["pid"] == file_disk.pid
-    assert [run["workload"] for run in value["runs"]] == ["read", "write", "randread", "randwrite"]
+    assert [(run["workload"], run["path"]) for run in value["runs"]] == [
+        (workload, path) for workload in ("read", "write", "randread", "randwrite") for path in ("request", "bio")
+    ]
     for run in value["runs"]:
         assert (run["errors"], run["notes"]) == (0, [])
         assert run["ios"] > 0
@@ -83,8 +85,8 @@ def test_verify_finds_no_error_and_the_image_holds_what_was_written(file_disk: D
     assert len(blocks) == 512
     assert [block.offset for block in blocks] == [i * 4096 for i in range(512)]
     assert all(block.good for block in blocks)
-    assert {block.generation for block in blocks} <= {1, 2, 3}, "the fill, write, randwrite"
-    assert any(block.generation == 3 for block in blocks)
+    assert min(block.generation for block in blocks) >= 1, "the fill"
+    assert max(block.generation for block in blocks) >= 3, "a slice of write, or more, and one of randwrite"
 
 
 @pytest.mark.parametrize("poll", ["--poll", "--no-poll"])
@@ -105,9 +107,9 @@ def test_a_crowd_of_jobs_verifies(file_disk: Daemon, image: Path, poll: str) -> 
     )
     status, out, _ = virtblk("bench", file_disk.disk, "--verify", "crc32c", *words, poll, "--json", "-")
     assert status == 0
-    (run,) = figures(out)["runs"]
-    assert run["errors"] == 0
-    assert run["ring_full_waits"] > 0
+    runs = figures(out)["runs"]
+    assert [(run["path"], run["errors"]) for run in runs] == [("request", 0), ("bio", 0)]
+    assert runs[1]["ring_full_waits"] > 0  # the request path is kept from it by nr_requests
     blocks = list(decode_image(image, 512, 64 << 10))
     assert [(block.offset, block.good) for block in blocks] == [(i * 512, True) for i in range(128)]
     assert image.read_bytes()[64 << 10 :] == bytes(2 * MIB - (64 << 10)), "nothing past --size is written"
