@@ -11,3 +11,6 @@ _ALL: Final = (*block_mutants.MUTANTS, *ring_mutants.MUTANTS, *message_mutants.M
 MUTANTS: Final[dict[str, Mutant]] = {mutant.name: mutant for mutant in _ALL}
 if len(MUTANTS) != len(_ALL):
     raise ValueError("two mutants have one name")
+
+#: Checks that our device runs, and that no defect of one or a few lines makes fail.
+UNPROVEN: Final[dict[str, str]] = {}

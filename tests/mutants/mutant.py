@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -78,58 +77,65 @@ def mutant(
     return Mutant(name, tuple(checks.split()), text, (Edit(file, old, new, extra), *more), disk)
 
 
-def check_edits(edits: Sequence[Edit]) -> None:
-    """ValueError if one of them does not fit the source, or does not compile."""
+def apply(edits: Sequence[Edit], source: str) -> str:
+    """`source` with all of the edits of one file. ValueError unless each of them fits, once."""
     for edit in edits:
-        compile(edit.apply((SOURCE / edit.file).read_text()), edit.file, "exec")
+        source = edit.apply(source)
+    return source
 
 
-def infect(edits: Sequence[Edit]) -> None:
-    """Have the modules that `edits` name come with their defects; none of them may have been imported yet."""
-    by_module: dict[str, list[Edit]] = {}
+def infect(edits: Sequence[Edit], compiled: Mapping[str, CodeType] | None = None) -> None:
+    """Have the modules that `edits` name come with their defects; none of them may have been imported yet.
+
+    The others are loaded from `compiled`, by the path of their source, as far as they are there.
+    """
     for edit in edits:
         if edit.module in sys.modules:
             raise RuntimeError(f"{edit.module} was imported before its defect could be put in")
-        by_module.setdefault(edit.module, []).append(edit)
-    sys.meta_path.insert(0, _Finder(by_module))
+    sys.meta_path.insert(0, _Finder(edits, compiled or {}))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, edits: dict[str, list[Edit]]) -> None:
-        self._edits = edits
+    def __init__(self, edits: Sequence[Edit], compiled: Mapping[str, CodeType]) -> None:
+        self._edits, self._compiled = edits, compiled
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in self._edits:
+        if not fullname.startswith("virtblk."):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        assert spec is not None
-        assert spec.origin is not None
-        spec.loader = _Loader(fullname, spec.origin, self._edits[fullname])
+        edits = [edit for edit in self._edits if edit.module == fullname]
+        if spec is not None and spec.origin is not None and (edits or spec.origin in self._compiled):
+            spec.loader = _Loader(fullname, spec.origin, edits, self._compiled)
         return spec
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
     """Compiles the source with its defects, past the cache of byte code."""
 
-    def __init__(self, fullname: str, path: str, edits: Sequence[Edit]) -> None:
+    def __init__(self, fullname: str, path: str, edits: Sequence[Edit], compiled: Mapping[str, CodeType]) -> None:
         super().__init__(fullname, path)
-        self._edits = edits
+        self._edits, self._compiled = edits, compiled
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
-        source = self.get_data(path).decode()
-        for edit in self._edits:
-            source = edit.apply(source)
-        return compile(source, path, "exec", dont_inherit=True)
+        if not self._edits:
+            return self._compiled[path]
+        return compile(apply(self._edits, self.get_data(path).decode()), path, "exec", dont_inherit=True)
 
 
-def serve(what: Mutant | None, socket: str, directory: str, disk: Sequence[str] = RAM) -> int:
-    """Serve a mutant, or the healthy device, until SIGTERM: `virtblk serve` with all its ways."""
+def serve(
+    what: Mutant | None,
+    socket: str,
+    directory: str,
+    disk: Sequence[str] = RAM,
+    compiled: Mapping[str, CodeType] | None = None,
+) -> int:
+    """Serve a mutant, or the healthy device on `disk`, until SIGTERM: `virtblk serve` with all its ways."""
     os.environ["NUMBA_DISABLE_JIT"] = "1"
+    infect(what.edits if what is not None else (), compiled)
     if what is not None:
-        infect(what.edits)
         disk = what.disk
     words = [word.format(directory=directory) for word in disk]
     if words[0].startswith("file:"):

@@ -1,5 +1,5 @@
-"""Where devices under test come from quickly: a process that has imported numba, but nothing of virtblk's device, and
-forks one mutant after the other. A device is there after a tenth of a second, and it is a clean process of its own.
+"""Where devices under test come from quickly: a process that has imported numba and compiled virtblk, but holds nothing
+of it, forks one after the other. A device is there in a tenth of a second, and it is a clean process of its own.
 
 `Nursery` is the asking end, for tests; `python -m tests.mutants.nursery`, which it starts, is the other one. They
 speak JSON, a line each: {"start": [name, socket, directory, disk, log]} -> pid, {"wait": pid} -> what waitpid() gives.
@@ -15,9 +15,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any, Final
+
+from .catalogue import MUTANTS
+from .mutant import DISKS, SOURCE, serve
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 #: Seconds in which the process imports numba, on a busy machine.
@@ -102,7 +106,7 @@ class Device:
         self.send_signal(signal.SIGKILL)
 
 
-def _fork(name: str, socket: str, directory: str, disk: str, log: str) -> int:
+def _fork(compiled: Mapping[str, CodeType], name: str, socket: str, directory: str, disk: str, log: str) -> int:
     """The child serves, and never returns from here."""
     pid = os.fork()
     if pid:
@@ -117,10 +121,7 @@ def _fork(name: str, socket: str, directory: str, disk: str, log: str) -> int:
         os.closerange(3, 64)
         sys.stdin = open(os.devnull)  # noqa: SIM115  (the old ones hold the pipes' buffers)
         _die_with_parent()
-        from .catalogue import MUTANTS
-        from .mutant import DISKS, serve
-
-        status = serve(MUTANTS.get(name), socket, directory, DISKS[disk])
+        status = serve(MUTANTS.get(name), socket, directory, DISKS[disk], compiled)
     except BaseException:
         import traceback
 
@@ -145,13 +146,22 @@ def _wait(pid: int) -> int | None:
     return status if found else None
 
 
-def main() -> None:
-    import numba  # noqa: F401  (what takes long; nothing of virtblk's comes with it)
+def _prepare() -> dict[str, CodeType]:
+    """Compile all of virtblk, and import all that it imports; of itself nothing stays. By path of the source."""
+    import virtblk.cli.serve
+    import virtblk.server  # noqa: F401
 
+    for name in [name for name in sys.modules if name.partition(".")[0] == "virtblk"]:
+        del sys.modules[name]
+    return {str(path): compile(path.read_bytes(), path, "exec", dont_inherit=True) for path in SOURCE.rglob("*.py")}
+
+
+def main() -> None:
+    compiled = _prepare()
     print("ready", flush=True)
     for line in sys.stdin:
         question = json.loads(line)
-        answer = _fork(*question["start"]) if "start" in question else _wait(question["wait"])
+        answer = _fork(compiled, *question["start"]) if "start" in question else _wait(question["wait"])
         print(json.dumps(answer), flush=True)
 
 

@@ -1,0 +1,67 @@
+"""Has a mutant checked by `virtblk check`, in this process: what a check says of it is the proof that it can fail."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from virtblk.check.checks import DEVICE
+from virtblk.check.requirement import Result, Verdict
+from virtblk.check.runner import run
+from virtblk.check.target import START_TIMEOUT, Target
+
+from virtblk.errors import OpenError
+
+from .nursery import Nursery
+
+#: Verdicts that are a catch.
+CAUGHT: Final = (Verdict.FAIL, Verdict.WEDGED)
+#: Seconds for an answer of a mutant; many of them never answer. And of the healthy device, on a busy machine.
+MUTANT_TIMEOUT: Final = 1.5
+HEALTHY_TIMEOUT: Final = 30.0
+
+
+class NurseryTarget(Target):
+    """A device out of the nursery, started, restarted and ended as `--exec` does it."""
+
+    def __init__(self, nursery: Nursery, name: str, disk: str, timeout: float) -> None:
+        self._files = tempfile.TemporaryDirectory(prefix="virtblk-mutant-")
+        self._nursery, self._name, self._disk = nursery, name, disk
+        super().__init__(str(Path(self._files.name) / "device.sock"), None, timeout)
+        self._command = ["mutant", name]
+        self._log_path = Path(self._files.name) / "log"
+        self._log_path.touch()
+        self._log = self._log_path.open("rb")
+
+    def start(self) -> None:
+        Path(self.path).unlink(missing_ok=True)
+        directory = self._files.name
+        device: Any = self._nursery.start(self._name, self.path, directory, self._disk, str(self._log_path))
+        self.process = device
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._listens():
+            if device.poll() is not None or time.monotonic() > deadline:
+                raise OpenError(5, f"mutant {self._name} does not listen{self.last_words()}")
+            time.sleep(0.002)
+
+    def close(self) -> None:
+        """At once: it has nothing to lose."""
+        self.stop(signal.SIGKILL)
+        super().close()
+        self._files.cleanup()
+
+
+def check(
+    nursery: Nursery, name: str, checks: Sequence[str] = (), *, disk: str = "ram", timeout: float = MUTANT_TIMEOUT
+) -> list[Result]:
+    """What the checks named (all, without any) say of one mutant, or of `healthy` on `disk`."""
+    target = NurseryTarget(nursery, name, disk, timeout)
+    try:
+        target.start()
+        return run(target, DEVICE.select(checks), scratch=True)
+    finally:
+        target.close()
