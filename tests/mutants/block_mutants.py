@@ -24,7 +24,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "CONFIG_WCE is offered, FLUSH is not.",
         DEVICE,
         _FEATURES,
-        f"bits.add(VIRTIO_BLK_F_CONFIG_WCE); {_FEATURES}",
+        f"bits.add(VIRTIO_BLK_F_CONFIG_WCE); bits.discard(VIRTIO_BLK_F_FLUSH); {_FEATURES}",
     ),
     mutant(
         "zoned_offered",
@@ -52,14 +52,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant("no_version_1", "c38", "VERSION_1 is not offered.", DEVICE, _FEATURES, f"bits.discard(32); {_FEATURES}"),
     mutant(
-        "packed_offered",
-        "c35",
-        "RING_PACKED is offered and accepted, and the ring is a split one all the same.",
-        DEVICE,
-        _FEATURES,
-        f"bits.add(34); {_FEATURES}",
-    ),
-    mutant(
         "subset_refused",
         "c35",
         "Features are accepted only if INDIRECT_DESC is among them.",
@@ -80,21 +72,11 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     mutant(
         "features_vary",
         "c37",
-        "The second client is offered other features than the first.",
+        "Every other client is offered less than the one before.",
         DEVICE,
         _FEATURES,
-        f"if len(_made) > 1:\n            bits.discard(VIRTIO_RING_F_EVENT_IDX)\n        _made.append(1); {_FEATURES}",
+        f"if len(_made) % 2:\n            bits.discard(VIRTIO_RING_F_EVENT_IDX)\n        _made.append(1); {_FEATURES}",
         extra="\n_made: list[int] = []\n",
-    ),
-    mutant(
-        "accepts_once",
-        "c37",
-        "Features are accepted by the first client only.",
-        DEVICE,
-        "        caching = 1 << ",
-        '        if _seen and _seen[0] is not self:\n            raise ValueError("again")\n'
-        "        _seen.append(self)\n        caching = 1 << ",
-        extra="\n_seen: list[object] = []\n",
     ),
     mutant(
         "no_flush",
@@ -132,20 +114,12 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         disk=FILE,
     ),
     mutant(
-        "config_empty_before_features",
-        "c7",
-        "Before SET_FEATURES, the configuration space reads as zeroes.",
+        "config_late",
+        "blk.config-before-features",
+        "Before SET_FEATURES, the limits of discard and write zeroes read as 0.",
         DEVICE,
-        "return self._config.tobytes()",
-        "return self._config.tobytes() if self._accepted else bytes(self._config.nbytes)",
-    ),
-    mutant(
-        "config_refused_before_features",
-        "c7",
-        "Before SET_FEATURES, the configuration space cannot be read.",
-        DEVICE,
-        "return self._config.tobytes()",
-        'return self._config.tobytes() if self._accepted else b""',
+        "        return self._config.tobytes()",
+        "        raw = self._config.tobytes()\n        return raw if self._accepted else raw[:36].ljust(len(raw), b'\\0')",
     ),
     mutant(
         "num_queues_0", "c8", "num_queues is 0 although MQ is offered.", DEVICE, 'config["num_queues"] = queues', ""
@@ -165,15 +139,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         DEVICE,
         "self._set_cache_mode(bool(data[0]))",
         "pass",
-        disk=FILE,
-    ),
-    mutant(
-        "writeback_2_accepted",
-        "c25",
-        "writeback takes the value 2.",
-        DEVICE,
-        "if data[0] > 1:",
-        "if False:",
         disk=FILE,
     ),
     mutant(
@@ -200,6 +165,55 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         DEVICE,
         '    config["capacity"] = storage.size >> SECTOR_SHIFT\n',
         '    config["capacity"] = (storage.size >> SECTOR_SHIFT) + 1\n',
+    ),
+    mutant(
+        "config_counts_reads",
+        "blk.config-stable",
+        "opt_io_size counts how often the configuration space was read.",
+        DEVICE,
+        "        return self._config.tobytes()",
+        '        self._config["opt_io_size"] += 1\n        return self._config.tobytes()',
+    ),
+    mutant(
+        "block_size_odd",
+        "blk.block-size",
+        "blk_size is 513.",
+        DEVICE,
+        'config["blk_size"] = block',
+        'config["blk_size"] = block + 1',
+    ),
+    mutant(
+        "seg_max_0",
+        "blk.seg-max-set",
+        "seg_max is 0 although SEG_MAX is offered.",
+        DEVICE,
+        'config["size_max"], config["seg_max"] = SIZE_MAX, SEG_MAX',
+        'config["size_max"] = SIZE_MAX',
+    ),
+    mutant(
+        "no_discard_segment",
+        "blk.discard-limits",
+        "max_discard_seg is 0 although DISCARD is offered.",
+        DEVICE,
+        'config["max_discard_sectors"], config["max_discard_seg"] = most, MAX_RANGES',
+        'config["max_discard_sectors"] = most',
+    ),
+    mutant(
+        "may_unmap_2",
+        "blk.write-zeroes-limits",
+        "write_zeroes_may_unmap is 2.",
+        DEVICE,
+        'config["write_zeroes_may_unmap"] = storage.can_unmap',
+        'config["write_zeroes_may_unmap"] = 2',
+    ),
+    mutant(
+        "writeback_always_writable",
+        "blk.writeback-unnegotiated",
+        "writeback can be written although CONFIG_WCE was not accepted.",
+        DEVICE,
+        "        if not self._accepts(VIRTIO_BLK_F_CONFIG_WCE):\n            raise",
+        "        if False:\n            raise",
+        disk=FILE,
     ),
     # Status and type.
     mutant(
@@ -293,14 +307,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         REQUEST,
         "        take = min(left, piece_len[p])\n        guest_write",
         "        take = left\n        guest_write",
-    ),
-    mutant(
-        "id_unsupported",
-        "c23",
-        "GET_ID is unsupported.",
-        REQUEST,
-        '    elif kind == VIRTIO_BLK_T_GET_ID:\n        requests[i]["op"] = OP_IDENTIFY',
-        '    elif kind == VIRTIO_BLK_T_GET_ID:\n        requests[i]["status"] = VIRTIO_BLK_S_UNSUPP',
     ),
     # Reads and writes.
     mutant(
@@ -405,6 +411,61 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         'if kind == VIRTIO_BLK_T_OUT and disk.state[0]["write_through"]:',
         'if kind == VIRTIO_BLK_T_OUT and sector & 1:\n                requests[i]["count"] = 0\n'
         '            if kind == VIRTIO_BLK_T_OUT and disk.state[0]["write_through"]:',
+    ),
+    mutant(
+        "read_short",
+        "blk.read",
+        "The last byte of a read is not written.",
+        MEMORY,
+        "guest_write(mem, piece_addr[p], at, piece_len[p])",
+        "guest_write(mem, piece_addr[p], at, max(0, piece_len[p] - 1))",
+    ),
+    mutant(
+        "write_spills",
+        "blk.write-in-place",
+        "A write changes the first byte of the sector after it.",
+        MEMORY,
+        "                guest_read(mem, at, piece_addr[p], piece_len[p])\n                at += piece_len[p]\n",
+        "                guest_read(mem, at, piece_addr[p], piece_len[p])\n                at += piece_len[p]\n"
+        "            fill(at, 0x5A, 1)\n",
+    ),
+    mutant(
+        "unknown_type_writes",
+        "blk.unknown-type-data",
+        "A request of an unknown type is UNSUPP, and its buffer is filled with zeroes.",
+        "device/worker.py",
+        "            used = complete(mem, requests, i)\n",
+        "            if requests[i]['status'] == 2 and requests[i]['writable']:\n"
+        "                guest_fill(mem, requests[i]['status_at'] - 1, 0, 1)\n"
+        "                guest_fill(mem, vr.piece_addr[requests[i]['first']], 0, 1)\n"
+        "            used = complete(mem, requests, i)\n",
+        extra="\nfrom virtblk.mem.regions import guest_fill\n",
+    ),
+    mutant(
+        "flush_fails",
+        "blk.flush blk.flush-after-write",
+        "A flush is UNSUPP although FLUSH was negotiated.",
+        REQUEST,
+        '        if disk.state[0]["flush"]:\n',
+        "        if False:\n",
+        disk=VOLATILE,
+    ),
+    mutant(
+        "discard_fails",
+        "blk.discard",
+        "A discard is an I/O error.",
+        REQUEST,
+        'requests[i]["op"] = OP_WRITE_ZEROES if write_zeroes else OP_DISCARD',
+        'requests[i]["op"] = OP_WRITE_ZEROES if write_zeroes else OP_NONE\n'
+        '        requests[i]["status"] = VIRTIO_BLK_S_OK if write_zeroes else VIRTIO_BLK_S_IOERR',
+    ),
+    mutant(
+        "zeroes_too_much",
+        "blk.write-zeroes blk.write-zeroes-unmap blk.discard",
+        "Discard and write zeroes take one sector more than they were told.",
+        MEMORY,
+        "fill(disk + start, 0, load_u32(at + RANGE_SECTORS) << SECTOR_SHIFT)",
+        "fill(disk + start, 0, load_u32(at + RANGE_SECTORS) + 1 << SECTOR_SHIFT)",
     ),
     # Framing.
     mutant(

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from virtblk.check import runner
 from virtblk.check.checks import DEVICE
-from virtblk.check.requirement import Result, Verdict
-from virtblk.check.runner import run
+from virtblk.check.requirement import Requirement, Result, Verdict
 from virtblk.check.target import START_TIMEOUT, Target
 
 from virtblk.errors import OpenError
@@ -58,10 +58,26 @@ class NurseryTarget(Target):
 def check(
     nursery: Nursery, name: str, checks: Sequence[str] = (), *, disk: str = "ram", timeout: float = MUTANT_TIMEOUT
 ) -> list[Result]:
-    """What the checks named (all, without any) say of one mutant, or of `healthy` on `disk`."""
+    """What the checks named (all, without any) say of one mutant, or of `healthy` on `disk`.
+
+    After each check the runner demands that the device serves the next client. A mutant that never serves any would be
+    caught by whatever check comes first; of such a one, only what the check itself says counts.
+    """
     target = NurseryTarget(nursery, name, disk, timeout)
     try:
         target.start()
-        return run(target, DEVICE.select(checks), scratch=True)
+        requirements = DEVICE.select(checks)
+        if runner._probe(target) is None:
+            return runner.run(target, requirements, scratch=True)
+        return [_alone(target, requirement) for requirement in requirements]
     finally:
         target.close()
+
+
+def _alone(target: Target, requirement: Requirement) -> Result:
+    """One check, on a device of its own, and no look at the device after it."""
+    target.restart()
+    reason = runner._why_not(target, requirement, True)
+    if reason:
+        return Result(requirement, Verdict.SKIP, reason)
+    return Result(requirement, *runner._verdict(runner.Tester(target, scratch=True), requirement))

@@ -25,8 +25,8 @@ HEAD: Final = """# Mutants: how each check is proven
 <!-- Written by `python -m tests.mutants --table`; do not edit. -->
 
 A check that cannot fail says nothing. So for each check of `virtblk check` there are mutants: devices of ours with one
-deliberate defect each, which the check must notice. `tests/mutants/` holds them, `tests/check/test_mutants.py` has every
-one of them caught by each check that claims it, and `make soak` has all of them checked by everything.
+deliberate defect each, which the check must notice. `tests/mutants/` holds them; `tests/check/test_mutants.py` has
+every one of them caught by each check that claims it, and holds that nothing fails on the device without a defect.
 
 `python -m tests.mutants NAME SOCKET` serves one, for `virtblk check vhost-user:SOCKET` or any other front end.
 """
