@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from virtblk.check.checks import DEVICE
-from virtblk.check.requirement import Result, Verdict
 
 from mutants.catalogue import MUTANTS, UNPROVEN
 from mutants.mutant import DISKS, SOURCE, apply
 from mutants.nursery import ROOT, Nursery
-from mutants.proof import CAUGHT, HEALTHY_TIMEOUT, check
+from mutants.proof import CAUGHT, check_healthy, prove
 from mutants.table import mutants_of, table, why_unproven
+from virtblk.check.checks import DEVICE
+from virtblk.check.requirement import Result, Verdict
 
 #: Mutants under test at once: most of them make a check wait.
 AT_ONCE = 4
@@ -54,7 +54,7 @@ def nursery() -> Iterator[Nursery]:
 @pytest.fixture(scope="module")
 def caught(nursery: Nursery) -> Iterator[dict[str, Future[list[Result]]]]:
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {mutant.name: pool.submit(check, nursery, mutant.name, mutant.checks) for mutant in MUTANTS.values()}
+        yield {mutant.name: pool.submit(prove, nursery, mutant) for mutant in MUTANTS.values()}
 
 
 @pytest.mark.once
@@ -73,7 +73,7 @@ def test_a_mutant_is_caught(caught: dict[str, Future[list[Result]]], name: str) 
 def test_no_check_fails_on_the_healthy_device(nursery: Nursery, disk: str) -> None:
     """The checks that mutants claim, on the same disks; `make soak` runs all of them."""
     claimed = sorted({check for mutant in MUTANTS.values() if mutant.disk == DISKS[disk] for check in mutant.checks})
-    results = check(nursery, "healthy", claimed, disk=disk, timeout=HEALTHY_TIMEOUT)
+    results = check_healthy(nursery, disk, claimed)
     assert not [f"{r.requirement.id}: {r.verdict.value} {r.detail}" for r in results if r.verdict is not Verdict.PASS]
 
 
@@ -81,5 +81,5 @@ def test_no_check_fails_on_the_healthy_device(nursery: Nursery, disk: str) -> No
 @pytest.mark.leaky
 @pytest.mark.parametrize("disk", DISKS)
 def test_no_check_at_all_fails_on_the_healthy_device(nursery: Nursery, disk: str) -> None:
-    results = check(nursery, "healthy", disk=disk, timeout=HEALTHY_TIMEOUT)
+    results = check_healthy(nursery, disk)
     assert not [f"{r.requirement.id}: {r.verdict.value} {r.detail}" for r in results if r.verdict in CAUGHT]

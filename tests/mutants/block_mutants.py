@@ -20,7 +20,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Features.
     mutant(
         "config_wce_without_flush",
-        "c1 c34",
+        "blk.wce-needs-flush common.dependencies",
         "CONFIG_WCE is offered, FLUSH is not.",
         DEVICE,
         _FEATURES,
@@ -28,7 +28,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "zoned_offered",
-        "c4",
+        "blk.zoned-offered",
         "ZONED is offered by a disk without zones.",
         DEVICE,
         _FEATURES,
@@ -36,7 +36,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "reserved_bit",
-        "c36",
+        "common.defined-bits",
         "Feature bit 60 is offered, which is undefined.",
         DEVICE,
         _FEATURES,
@@ -44,16 +44,23 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "sr_iov_offered",
-        "c40",
+        "common.pci-only-bits",
         "SR_IOV is offered, which only PCI has.",
         DEVICE,
         _FEATURES,
         f"bits.add(37); {_FEATURES}",
     ),
-    mutant("no_version_1", "c38", "VERSION_1 is not offered.", DEVICE, _FEATURES, f"bits.discard(32); {_FEATURES}"),
+    mutant(
+        "no_version_1",
+        "common.version-1",
+        "VERSION_1 is not offered.",
+        DEVICE,
+        _FEATURES,
+        f"bits.discard(32); {_FEATURES}",
+    ),
     mutant(
         "subset_refused",
-        "c35",
+        "common.subset-each-alone common.subset-one-missing",
         "Features are accepted only if INDIRECT_DESC is among them.",
         DEVICE,
         "        caching = 1 << ",
@@ -62,7 +69,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "pair_fails",
-        "c35",
+        "common.subset-each-alone common.subset-one-missing",
         "With DISCARD and without WRITE_ZEROES, reads and writes fail.",
         DEVICE,
         "        if same_mode:  # said again",
@@ -71,7 +78,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "features_vary",
-        "c37",
+        "common.same-offer",
         "Every other client is offered less than the one before.",
         DEVICE,
         _FEATURES,
@@ -80,7 +87,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "no_flush",
-        "c1",
+        "blk.flush-offered",
         "FLUSH is not offered by a disk that has a cache.",
         DEVICE,
         "VIRTIO_BLK_F_FLUSH: storage.can_flush,",
@@ -90,7 +97,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Configuration space.
     mutant(
         "unused_config_set",
-        "c3",
+        "blk.unused-zero",
         "unused0 holds 1.",
         DEVICE,
         _CONFIG_END,
@@ -98,7 +105,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "unused1_config_set",
-        "c3",
+        "blk.unused-zero",
         "unused1 holds 1 in its last byte.",
         DEVICE,
         _CONFIG_END,
@@ -106,7 +113,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "writeback_starts_1",
-        "c2",
+        "blk.wce-without-flush",
         "writeback starts 1 where CONFIG_WCE is negotiated and FLUSH is not.",
         DEVICE,
         "self._set_cache_mode(False)  # 5.2.5.2",
@@ -119,14 +126,20 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "Before SET_FEATURES, the limits of discard and write zeroes read as 0.",
         DEVICE,
         "        return self._config.tobytes()",
-        "        raw = self._config.tobytes()\n        return raw if self._accepted else raw[:36].ljust(len(raw), b'\\0')",
+        "        raw = self._config.tobytes()\n"
+        "        return raw if self._accepted else raw[:36].ljust(len(raw), b'\\0')",
     ),
     mutant(
-        "num_queues_0", "c8", "num_queues is 0 although MQ is offered.", DEVICE, 'config["num_queues"] = queues', ""
+        "num_queues_0",
+        "blk.num-queues",
+        "num_queues is 0 although MQ is offered.",
+        DEVICE,
+        'config["num_queues"] = queues',
+        "",
     ),
     mutant(
         "second_queue_dead",
-        "c8",
+        "blk.each-queue-works",
         "The second queue is offered and never served.",
         "device/queue.py",
         "vringh_init(self._vring, vring.base)",
@@ -134,7 +147,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "writeback_not_kept",
-        "c25",
+        "blk.writeback-switch",
         "A write to writeback is accepted and does not show.",
         DEVICE,
         "self._set_cache_mode(bool(data[0]))",
@@ -143,7 +156,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "config_all_writable",
-        "c79",
+        "",
         "SET_CONFIG changes any field.",
         DEVICE,
         '            raise ValueError("read-only")\n',
@@ -152,7 +165,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "config_ignored_ok",
-        "c79",
+        "",
         "SET_CONFIG of a read-only field is acknowledged, and ignored.",
         DEVICE,
         '            raise ValueError("read-only")\n',
@@ -160,7 +173,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "capacity_one_more",
-        "c26",
+        "blk.last-sector",
         "The configuration space tells of one sector more than there are.",
         DEVICE,
         '    config["capacity"] = storage.size >> SECTOR_SHIFT\n',
@@ -218,7 +231,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Status and type.
     mutant(
         "status_as_u32",
-        "c21",
+        "blk.status-one-byte",
         "The status is written as a u32: three bytes beside it turn 0.",
         REGIONS,
         "store_u8(host, value)",
@@ -227,7 +240,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "status_undefined",
-        "c21",
+        "blk.status-defined",
         "A failed request gets status 3.",
         REQUEST,
         'guest_store_u8(mem, at, requests[i]["status"])',
@@ -235,7 +248,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "status_not_written",
-        "c21",
+        "blk.status-defined",
         "The status byte of a request that went well stays as it was.",
         REQUEST,
         'guest_store_u8(mem, at, requests[i]["status"])',
@@ -243,16 +256,23 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "status_first",
-        "c21",
+        "",
         "The status goes to the first byte of a descriptor of several bytes, in place of the last.",
         REQUEST,
         'requests[i]["status_at"] = piece_addr[last] + piece_len[last]',
         'requests[i]["status_at"] = piece_addr[last]',
     ),
-    mutant("unknown_type_ok", "c22", "A request of an unknown type is OK.", REQUEST, _UNKNOWN, ""),
+    mutant(
+        "unknown_type_ok",
+        "blk.unknown-type blk.unknown-type-data",
+        "A request of an unknown type is OK.",
+        REQUEST,
+        _UNKNOWN,
+        "",
+    ),
     mutant(
         "unknown_type_ioerr",
-        "c22",
+        "blk.unknown-type",
         "A request of an unknown type is an I/O error.",
         REQUEST,
         _UNKNOWN,
@@ -260,7 +280,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "unknown_type_held",
-        "c22",
+        "blk.unknown-type blk.unknown-type-data",
         "A request of an unknown type breaks the ring.",
         "device/worker.py",
         "        validate(disk, requests, count, kind, sector)\n",
@@ -269,7 +289,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "zone_requests_ok",
-        "c19",
+        "blk.zone-requests-unnegotiated",
         "Zone requests are OK although ZONED was not negotiated.",
         REQUEST,
         _UNKNOWN,
@@ -277,7 +297,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "type_u16",
-        "c22",
+        "blk.unknown-type",
         "Only the low 16 bits of the type count.",
         REQUEST,
         "kind = load_u32(header + OUTHDR_TYPE)",
@@ -286,7 +306,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # GET_ID.
     mutant(
         "id_padded_with_spaces",
-        "c23",
+        "blk.get-id",
         "GET_ID pads the serial with spaces.",
         DEVICE,
         'encoded.ljust(VIRTIO_BLK_ID_BYTES, b"\\0")',
@@ -294,7 +314,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "id_not_padded",
-        "c23",
+        "blk.get-id",
         "GET_ID writes the serial and leaves the rest of the 20 bytes alone.",
         REQUEST,
         "        take = min(left, piece_len[p])\n        guest_write",
@@ -302,7 +322,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "id_always_20",
-        "c30",
+        "",
         "GET_ID writes 20 bytes into a shorter buffer.",
         REQUEST,
         "        take = min(left, piece_len[p])\n        guest_write",
@@ -311,7 +331,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Reads and writes.
     mutant(
         "end_unchecked",
-        "c26",
+        "",
         "Only the first sector of a request must lie on the disk: what lies beyond reads as nothing, and is OK.",
         REQUEST,
         _RANGE,
@@ -320,7 +340,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "start_unchecked",
-        "c26",
+        "",
         "A request that begins at the capacity or later is OK, and does nothing.",
         REQUEST,
         _RANGE,
@@ -328,7 +348,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "sector_wraps",
-        "c26",
+        "",
         "Sectors past 2**55 wrap: the byte offset is computed in 64 bits before it is checked.",
         REQUEST,
         "        sectors = length >> SECTOR_SHIFT\n",
@@ -336,7 +356,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "last_sector_refused",
-        "c26",
+        "blk.last-sector",
         "The last sector of the disk is refused.",
         REQUEST,
         _RANGE,
@@ -344,7 +364,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "odd_length_rounded",
-        "c28",
+        "",
         "A length that is no multiple of 512 is rounded down.",
         REQUEST,
         _RANGE,
@@ -352,7 +372,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "empty_read_hangs",
-        "c28",
+        "",
         "A read or write of no bytes is never answered.",
         "device/worker.py",
         "        validate(disk, requests, count, kind, sector)\n",
@@ -361,7 +381,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "seg_max_less",
-        "c24",
+        "blk.segments",
         "A request with more than 64 segments fails, and seg_max is 126.",
         REQUEST,
         _RANGE,
@@ -370,7 +390,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "size_max_less",
-        "c24",
+        "blk.size-max",
         "A request of more than 512 KiB fails, and size_max is 1 MiB.",
         REQUEST,
         _RANGE,
@@ -378,7 +398,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "read_only_writes",
-        "c10",
+        "blk.read-only-write blk.read-only-not-accepted",
         "A read-only disk is written.",
         REQUEST,
         'elif kind == VIRTIO_BLK_T_OUT and disk.state[0]["read_only"]:',
@@ -387,7 +407,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "read_only_writes_and_fails",
-        "c10",
+        "blk.read-only-write",
         "A write to a read-only disk gets its IOERR, and changes the disk.",
         REQUEST,
         "  # 5.2.6.2: and the data MUST NOT change",
@@ -396,7 +416,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "read_only_unsupp",
-        "c10",
+        "blk.read-only-write",
         "A write to a read-only disk is UNSUPP.",
         REQUEST,
         'requests[i]["status"] = VIRTIO_BLK_S_IOERR  # 5.2.6.2: and the data MUST NOT change',
@@ -405,7 +425,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "write_lost",
-        "rw",
+        "blk.write-in-place",
         "A write is OK and not done if it begins at an odd sector.",
         REQUEST,
         'if kind == VIRTIO_BLK_T_OUT and disk.state[0]["write_through"]:',
@@ -414,7 +434,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "read_short",
-        "blk.read",
+        "blk.read blk.read-after-write",
         "The last byte of a read is not written.",
         MEMORY,
         "guest_write(mem, piece_addr[p], at, piece_len[p])",
@@ -470,7 +490,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Framing.
     mutant(
         "split_header_refused",
-        "c42",
+        "",
         "A header in two descriptors is an I/O error.",
         REQUEST,
         'elif gather_header(requests[i]["scratch"], piece_addr, piece_len, first, readable):',
@@ -478,7 +498,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "joint_header_refused",
-        "c42",
+        "",
         "Header and data in one descriptor are an I/O error.",
         REQUEST,
         "elif readable > 0 and piece_len[first] >= OUTHDR_SIZE:",
@@ -487,7 +507,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "joint_status_refused",
-        "c42",
+        "",
         "A read whose status shares a descriptor with the data fails.",
         REQUEST,
         "    last = end - 1\n",
@@ -496,7 +516,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "small_pieces_dropped",
-        "c42",
+        "",
         "Data in descriptors of fewer than 16 bytes is not copied.",
         MEMORY,
         "guest_write(mem, piece_addr[p], at, piece_len[p])",
@@ -504,7 +524,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "no_status_room_hangs",
-        "tn-no-status",
+        "",
         "A chain without room for a status is never returned.",
         "device/worker.py",
         '            vringh_add_used(vr, requests[i]["head"], used)\n',
@@ -512,7 +532,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "short_header_read",
-        "tn-short-header",
+        "",
         "A header of fewer than 16 bytes is padded with zeroes.",
         REQUEST,
         "            return True\n    return False\n",
@@ -521,7 +541,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Discard, write zeroes, flush.
     mutant(
         "discard_flags_unchecked",
-        "c11",
+        "blk.discard-unknown-flag blk.discard-unmap blk.write-zeroes-unknown-flag",
         "Unknown flags of a discard or write zeroes are ignored.",
         REQUEST,
         "if flags & ~known:",
@@ -529,7 +549,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "unknown_flag_ioerr",
-        "c11",
+        "blk.discard-unknown-flag blk.write-zeroes-unknown-flag",
         "Unknown flags of a discard or write zeroes are an I/O error.",
         REQUEST,
         "            status = VIRTIO_BLK_S_UNSUPP\n            break",
@@ -537,7 +557,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "discard_takes_unmap",
-        "c12",
+        "blk.discard-unmap",
         "A discard with the unmap flag is OK.",
         REQUEST,
         "known = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP if write_zeroes else 0",
@@ -545,7 +565,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "write_zeroes_leaves_data",
-        "c13",
+        "blk.write-zeroes blk.write-zeroes-unmap",
         "Write zeroes leaves the last sector of its range as it was.",
         MEMORY,
         "fill(disk + start, 0, load_u32(at + RANGE_SECTORS) << SECTOR_SHIFT)",
@@ -553,7 +573,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "unmap_leaves_data",
-        "c13",
+        "blk.write-zeroes-unmap",
         "Write zeroes with the unmap flag does nothing.",
         REQUEST,
         'requests[i]["flags"] = FLAG_UNMAP\n',
@@ -561,7 +581,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "one_range_only",
-        "c13",
+        "",
         "Only the first segment of a discard or write zeroes is done.",
         MEMORY,
         'for r in range(requests[i]["ranges"]):',
@@ -569,7 +589,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "ranges_unchecked",
-        "c26",
+        "",
         "A discard or write zeroes past the end of the disk is OK, and does nothing.",
         REQUEST,
         "        if sector < 0 or sector > capacity or sectors > capacity - sector or sectors > max_sectors:\n"
@@ -578,7 +598,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "max_sectors_unchecked",
-        "c29",
+        "",
         "A segment may be longer than max_write_zeroes_sectors.",
         REQUEST,
         " or sectors > max_sectors:",
@@ -586,7 +606,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "odd_segments_rounded",
-        "c29",
+        "",
         "The rest of a payload that is no multiple of 16 is ignored.",
         REQUEST,
         "    if length % RANGE_BYTES or length > MAX_RANGES * RANGE_BYTES:",
@@ -594,7 +614,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "too_many_segments_cut",
-        "c29",
+        "",
         "Of more segments than max_write_zeroes_seg, the first are done.",
         REQUEST,
         "    if length % RANGE_BYTES or length > MAX_RANGES * RANGE_BYTES:\n        return\n",
@@ -607,7 +627,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "discard_not_negotiated",
-        "c31",
+        "",
         "Discard and write zeroes work although nobody negotiated them.",
         DEVICE,
         'state["discard"] = self._accepts(VIRTIO_BLK_F_DISCARD)',
@@ -618,7 +638,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "flush_sector_kills",
-        "c27",
+        "",
         "A flush with a sector other than 0 breaks the ring.",
         "device/worker.py",
         "        validate(disk, requests, count, kind, sector)\n",
@@ -627,7 +647,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "flush_does_nothing",
-        "c17",
+        "",
         "A flush is OK at once; what is in the cache stays there.",
         "storage/filters/volatile.py",
         "            self._promise_all(request)\n            return False\n",
@@ -636,7 +656,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "write_through_forgotten",
-        "c16",
+        "",
         "With writeback 0, writes stay in the cache.",
         DEVICE,
         "through = self._has_cache and not (writeback and self._accepts(VIRTIO_BLK_F_FLUSH))",
@@ -645,7 +665,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "no_flush_not_durable",
-        "c15",
+        "",
         "A driver without FLUSH gets a volatile cache.",
         DEVICE,
         "through = self._has_cache and not (writeback and self._accepts(VIRTIO_BLK_F_FLUSH))",

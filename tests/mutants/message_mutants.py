@@ -22,10 +22,10 @@ _UNSUPPORTED: Final = 'raise Refused("not supported")'
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
     # Header and replies.
-    mutant("reply_version_2", "c68", "Replies have version 2.", BACKEND, _SEND, f"flags += 1; {_SEND}"),
+    mutant("reply_version_2", "", "Replies have version 2.", BACKEND, _SEND, f"flags += 1; {_SEND}"),
     mutant(
         "reply_bit_missing",
-        "c68",
+        "",
         "Replies lack the reply flag.",
         BACKEND,
         "flags = uapi.VHOST_USER_VERSION | uapi.VHOST_USER_REPLY_MASK",
@@ -33,7 +33,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "reply_names_other_request",
-        "c68",
+        "",
         "Replies name the request before.",
         BACKEND,
         "self._conn.send(msg.request, flags,",
@@ -41,7 +41,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "reply_to_queue_num_missing",
-        "c68",
+        "",
         "GET_QUEUE_NUM is never answered.",
         BACKEND,
         "return message.encode_u64(self._device.max_queues)",
@@ -49,7 +49,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "reply_too_long",
-        "c68",
+        "",
         "The reply to GET_VRING_BASE has four bytes too many.",
         BACKEND,
         "return message.encode_vring_state(VringState(ring.index, ring.base))",
@@ -57,7 +57,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "version_unchecked",
-        "h-version",
+        "",
         "Messages of any protocol version are taken.",
         MESSAGE,
         "if version != uapi.VHOST_USER_VERSION:",
@@ -65,7 +65,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "protocol_features_late",
-        "c69",
+        "",
         "GET_PROTOCOL_FEATURES is refused before SET_FEATURES.",
         BACKEND,
         "return message.encode_u64(PROTOCOL_FEATURES)",
@@ -74,7 +74,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "protocol_feature_unoffered",
-        "c69",
+        "",
         "SET_PROTOCOL_FEATURES takes bits that were not offered.",
         BACKEND,
         "if bits & ~PROTOCOL_FEATURES:",
@@ -82,7 +82,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "features_unoffered",
-        "c35",
+        "common.unoffered-refused",
         "SET_FEATURES takes bits that were not offered.",
         BACKEND,
         "        if unoffered:",
@@ -90,7 +90,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "owner_not_acked",
-        "c70",
+        "",
         "SET_OWNER is never acknowledged.",
         BACKEND,
         "            if reply is None and (acked or",
@@ -98,7 +98,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "ack_unasked",
-        "c70",
+        "",
         "Messages are acknowledged that did not ask for it.",
         BACKEND,
         "acked = msg.needs_reply and self._reply_ack()",
@@ -106,7 +106,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "ack_beside_reply",
-        "c70",
+        "",
         "A message with a reply of its own is acknowledged besides.",
         BACKEND,
         _SEND,
@@ -115,7 +115,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "ack_zero_for_failure",
-        "c70",
+        "",
         "A message that was refused is acknowledged with 0.",
         BACKEND,
         "                reply = message.encode_u64(1)\n",
@@ -123,7 +123,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "ack_u32",
-        "c70",
+        "",
         "Acknowledgements have four bytes.",
         BACKEND,
         "                reply = message.encode_u64(0)\n",
@@ -131,7 +131,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "unknown_message_ok",
-        "c90",
+        "",
         "An unknown message is acknowledged with 0.",
         BACKEND,
         _UNSUPPORTED,
@@ -139,7 +139,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "unknown_message_hangs",
-        "c90",
+        "",
         "After an unknown message, the device says nothing any more.",
         BACKEND,
         _UNSUPPORTED,
@@ -147,7 +147,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "short_message_hangs",
-        "c90",
+        "",
         "Sixteen bytes are awaited for each u64.",
         CONNECTION,
         "payload = self._recv_exactly(header.size, fds,",
@@ -155,7 +155,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "payload_size_unchecked",
-        "h-size",
+        "",
         "Payloads that are too short are padded with zeroes, the rest of long ones is ignored.",
         MESSAGE,
         '        raise ProtocolError(f"{what} payload has {len(payload)} bytes, expected {expected}")',
@@ -167,7 +167,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Configuration space.
     mutant(
         "config_offset_ignored",
-        "c78",
+        "",
         "GET_CONFIG answers from offset 0 whatever was asked for.",
         BACKEND,
         "return space[config.offset : end]",
@@ -175,7 +175,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "config_reply_whole",
-        "c78",
+        "",
         "GET_CONFIG answers with all of the space whatever was asked for.",
         BACKEND,
         _CONFIG_REPLY,
@@ -183,7 +183,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "config_reply_short",
-        "c78",
+        "",
         "GET_CONFIG answers with one byte less than was asked for.",
         BACKEND,
         _CONFIG_REPLY,
@@ -191,7 +191,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "config_not_padded",
-        "c78",
+        "",
         "Config bytes past the end of the space are what was asked with, in place of an error.",
         BACKEND,
         "        if end > len(space):\n",
@@ -199,7 +199,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "queue_num_256",
-        "c80",
+        "",
         "GET_QUEUE_NUM says 0.",
         BACKEND,
         "return message.encode_u64(self._device.max_queues)",
@@ -208,7 +208,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Memory.
     mutant(
         "region_fd_leaked",
-        "c81",
+        "",
         "The descriptor of an added memory region stays open.",
         BACKEND,
         "            self._map(region, msg.fds[0])\n",
@@ -216,7 +216,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "table_fds_leaked",
-        "c81 c76",
+        "",
         "The descriptors of a memory table stay open.",
         BACKEND,
         "        with self._rings.paused():\n            self._clear_memory()\n            try:\n",
@@ -225,7 +225,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "removed_fd_leaked",
-        "c81",
+        "",
         "A descriptor that comes with REM_MEM_REG stays open.",
         BACKEND,
         "        wanted = message.decode_mem_reg(msg.payload)\n",
@@ -233,7 +233,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "refused_fds_leaked",
-        "c81 c90",
+        "",
         "Descriptors of a message that is refused stay open.",
         BACKEND,
         "        except (Refused, ProtocolError) as error:\n",
@@ -241,7 +241,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "old_call_fd_leaked",
-        "c76",
+        "",
         "The old call descriptor stays open when a new one comes.",
         VRING,
         "                self._device.set_call(ring.index, fd)\n        finally:\n            close_fd(old)",
@@ -249,7 +249,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "removal_wants_mmap_offset",
-        "c81",
+        "",
         "REM_MEM_REG finds no region unless the mmap offset is given as well.",
         BACKEND,
         "if region[:3] == wanted[:3]:",
@@ -257,7 +257,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "removed_region_stays",
-        "c81",
+        "",
         "A removed memory region stays mapped, and is used.",
         BACKEND,
         "            self._memory.unmap(region.guest_addr, region.size, region.user_addr)\n",
@@ -265,7 +265,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "removed_region_stays_mapped",
-        "c81",
+        "",
         "A removed memory region is not used any more, and stays mapped.",
         GUEST_MEMORY,
         "                self._publish()\n                region.close()\n",
@@ -274,7 +274,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "two_fds_per_region",
-        "c81",
+        "",
         "ADD_MEM_REG takes no descriptor as an empty region.",
         BACKEND,
         "        if len(msg.fds) != 1:\n"
@@ -284,7 +284,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "memory_change_ends_rings",
-        "c76",
+        "",
         "A change of memory leaves the rings stopped.",
         VRING,
         "            if self._may_run(ring):\n                try:\n                    self._start(ring)",
@@ -292,7 +292,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "memory_change_ignored",
-        "c76",
+        "",
         "A second memory table is acknowledged, and ignored.",
         BACKEND,
         "        with self._rings.paused():\n            self._clear_memory()\n            try:\n",
@@ -301,7 +301,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "mmap_offset_ignored",
-        "c81",
+        "",
         "The mmap offset of a memory region is taken for 0.",
         GUEST_MEMORY,
         "        inner = mmap_offset % granule\n",
@@ -310,7 +310,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Rings.
     mutant(
         "runs_while_disabled",
-        "c72",
+        "",
         "A ring that is disabled is served.",
         VRING,
         _MAY_RUN,
@@ -318,7 +318,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "disable_ignored",
-        "c72",
+        "",
         "SET_VRING_ENABLE 0 is acknowledged, and ignored.",
         BACKEND,
         "        ring.enabled = bool(state.num)\n",
@@ -326,7 +326,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "stays_disabled",
-        "c72",
+        "",
         "Without protocol features, rings stay disabled.",
         BACKEND,
         "        if not (self._features or 0) & _PROTOCOL_FEATURES_BIT:\n            ring.enabled = True\n",
@@ -335,7 +335,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "features_disable_rings",
-        "c73",
+        "",
         "SET_FEATURES disables all rings.",
         BACKEND,
         "        if bits != self._features:\n",
@@ -344,7 +344,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "features_restart_ring",
-        "c73",
+        "",
         "SET_FEATURES has all rings begin at index 0 again.",
         BACKEND,
         "                self._features = bits\n",
@@ -353,7 +353,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "base_not_stopping",
-        "c71",
+        "",
         "GET_VRING_BASE does not stop the ring.",
         BACKEND,
         "        self._rings.stop(ring)\n        return message.encode_vring_state",
@@ -361,7 +361,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "base_one_more",
-        "c74",
+        "",
         "GET_VRING_BASE answers one more than the next available index.",
         BACKEND,
         "VringState(ring.index, ring.base))",
@@ -369,7 +369,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "base_zero",
-        "c74",
+        "",
         "GET_VRING_BASE always answers 0.",
         BACKEND,
         "VringState(ring.index, ring.base))",
@@ -377,7 +377,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "base_of_start",
-        "c74",
+        "",
         "GET_VRING_BASE answers the index at which the ring began.",
         QUEUE,
         'return int(self._vring.state[0]["last_avail"])',
@@ -390,7 +390,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "ring_index_unchecked",
-        "h-index",
+        "",
         "Ring numbers are taken modulo the number of rings.",
         VRING,
         '            raise Refused(f"ring {index}, the device has {len(self._rings)}")\n'
@@ -399,7 +399,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "kick_fd_needed",
-        "c77",
+        "",
         "A ring without a kick descriptor sleeps until something else happens.",
         QUEUE,
         'worker["poll_ns"] = poll_ns if vring.kick_fd >= 0 else _POLL_FOREVER',
@@ -408,7 +408,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "no_call_fd_refused",
-        "c77",
+        "",
         "SET_VRING_CALL without a descriptor is refused.",
         BACKEND,
         "        expected = 0 if value & uapi.VHOST_USER_VRING_NOFD_MASK else 1\n",
@@ -416,7 +416,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "call_fd_change_ignored",
-        "c76",
+        "",
         "A new call descriptor is not used before the ring is started again.",
         VRING,
         "            if ring.running:\n                self._device.set_call(ring.index, fd)\n",
@@ -429,7 +429,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "starts_at_first_kick",
-        "c71",
+        "",
         "A started ring is not looked at before the first kick.",
         "device/worker.py",
         "    vringh_notify_disable(vr)\n    deadline = clock_ns() + poll_ns\n",
@@ -439,7 +439,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "ring_size_unchecked",
-        "h-num",
+        "",
         "SET_VRING_NUM takes sizes that are no power of two.",
         BACKEND,
         "if not 1 <= state.num <= most or state.num & (state.num - 1):",
@@ -447,7 +447,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "owner_reset_closes",
-        "c86",
+        "",
         "RESET_OWNER ends the session.",
         BACKEND,
         '        """Deprecated; what is left of it is to disable all rings."""\n',
@@ -455,7 +455,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "session_serves_once",
-        "c-reconnect",
+        "",
         "After its first client, the device accepts no other.",
         "vhost_user/listener.py",
         "                    current.thread.join()\n                    current = None\n",
@@ -464,7 +464,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # The program.
     mutant(
         "sigterm_ignored",
-        "c91",
+        "",
         "SIGTERM does not end the program.",
         SERVE,
         "signal.signal(signal.SIGTERM, self._on_signal)",
@@ -472,7 +472,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "socket_left",
-        "c91",
+        "",
         "The socket's file stays when the program ends.",
         "vhost_user/listener.py",
         "            if os.path.samestat(os.lstat(path), made):\n",

@@ -5,17 +5,18 @@ from __future__ import annotations
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from virtblk.check import runner
 from virtblk.check.checks import DEVICE
-from virtblk.check.requirement import Requirement, Result, Verdict
+from virtblk.check.requirement import Result, Verdict
 from virtblk.check.target import START_TIMEOUT, Target
-
 from virtblk.errors import OpenError
 
+from .mutant import Mutant
 from .nursery import Nursery
 
 #: Verdicts that are a catch.
@@ -55,29 +56,44 @@ class NurseryTarget(Target):
         self._files.cleanup()
 
 
-def check(
-    nursery: Nursery, name: str, checks: Sequence[str] = (), *, disk: str = "ram", timeout: float = MUTANT_TIMEOUT
-) -> list[Result]:
-    """What the checks named (all, without any) say of one mutant, or of `healthy` on `disk`.
+def prove(nursery: Nursery, mutant: Mutant) -> list[Result]:
+    """What the checks that a mutant claims say of it.
 
-    After each check the runner demands that the device serves the next client. A mutant that never serves any would be
-    caught by whatever check comes first; of such a one, only what the check itself says counts.
+    The runner demands besides that the device serves the next client after each check. A mutant that never serves any
+    would be caught by whatever check comes first; so that counts here only where the device did serve before the check.
     """
+    with _started(nursery, mutant.name, "", MUTANT_TIMEOUT) as target:
+        results = []
+        for requirement in DEVICE.select(mutant.checks):
+            reason = runner._why_not(target, requirement, True)
+            if reason:
+                results.append(Result(requirement, Verdict.SKIP, reason))
+                continue
+            tester = runner.Tester(target, scratch=True)
+            verdict, detail = runner._verdict(tester, requirement)
+            if verdict not in CAUGHT:
+                trouble = runner._probe(target)
+                if trouble is not None:
+                    target.restart()
+                    if runner._probe(target) is None:
+                        verdict, detail = Verdict.WEDGED, trouble
+            if verdict is Verdict.WEDGED:
+                target.restart()
+            results.append(Result(requirement, verdict, detail))
+        return results
+
+
+def check_healthy(nursery: Nursery, disk: str, checks: Sequence[str] = ()) -> list[Result]:
+    """What the checks named (all, without any) say of the device without a defect."""
+    with _started(nursery, "healthy", disk, HEALTHY_TIMEOUT) as target:
+        return runner.run(target, DEVICE.select(checks), scratch=True)
+
+
+@contextmanager
+def _started(nursery: Nursery, name: str, disk: str, timeout: float) -> Iterator[NurseryTarget]:
     target = NurseryTarget(nursery, name, disk, timeout)
     try:
         target.start()
-        requirements = DEVICE.select(checks)
-        if runner._probe(target) is None:
-            return runner.run(target, requirements, scratch=True)
-        return [_alone(target, requirement) for requirement in requirements]
+        yield target
     finally:
         target.close()
-
-
-def _alone(target: Target, requirement: Requirement) -> Result:
-    """One check, on a device of its own, and no look at the device after it."""
-    target.restart()
-    reason = runner._why_not(target, requirement, True)
-    if reason:
-        return Result(requirement, Verdict.SKIP, reason)
-    return Result(requirement, *runner._verdict(runner.Tester(target, scratch=True), requirement))

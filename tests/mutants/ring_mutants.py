@@ -18,10 +18,10 @@ _NOTIFY_ON: Final = 'return vring_need_event(load_u16(avail + AVAIL_RING + 2 * v
 _EVENT_IDX: Final = '    if vr.state[0]["event_idx"]:\n        return vring_need_event'
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
-    mutant("head_twice", "c51", "Each head is returned twice.", WORKER, _ADD_USED, f"{_ADD_USED}; {_ADD_USED}"),
+    mutant("head_twice", "", "Each head is returned twice.", WORKER, _ADD_USED, f"{_ADD_USED}; {_ADD_USED}"),
     mutant(
         "wrong_head",
-        "c51",
+        "",
         "The used element names the head after the one that was taken.",
         VRINGH,
         _USED_ID,
@@ -29,7 +29,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "index_for_head",
-        "c51",
+        "",
         "The used element names the position in the available ring in place of the head.",
         VRINGH,
         _USED_ID,
@@ -37,7 +37,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "used_len_too_long",
-        "c50",
+        "",
         "The used length is eight bytes more than was written.",
         VRINGH,
         _USED_LEN,
@@ -45,7 +45,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "used_len_of_failures",
-        "c50",
+        "",
         "A request that failed says that all its data was written.",
         "device/request.py",
         'written = requests[i]["used_len"]',
@@ -53,7 +53,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "missed_wrap",
-        "c55",
+        "",
         "The used index goes on with 0 after 32767.",
         VRINGH,
         'vr.state[0]["used_idx"] = (idx + 1) & 0xFFFF',
@@ -61,7 +61,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "avail_missed_wrap",
-        "c55",
+        "",
         "The available index goes on with 0 after 32767.",
         VRINGH,
         'vr.state[0]["last_avail"] = (last + 1) & 0xFFFF',
@@ -69,7 +69,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "used_wraps_with_ring",
-        "c55",
+        "",
         "The used index counts modulo the queue size.",
         VRINGH,
         'vr.state[0]["used_idx"] = (idx + 1) & 0xFFFF',
@@ -77,7 +77,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "event_late_by_one",
-        "c48",
+        "",
         "With EVENT_IDX, the interrupt comes one used element late.",
         "jit/arith.py",
         "return ((new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)",
@@ -85,16 +85,16 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "event_misses_wrap",
-        "c48",
+        "",
         "With EVENT_IDX, indices are compared as if they never wrapped.",
         "jit/arith.py",
         "return ((new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)",
         "return old <= event < new",
     ),
-    mutant("event_always", "c48", "With EVENT_IDX, every batch is signalled.", VRINGH, _NOTIFY_ON, "return True"),
+    mutant("event_always", "", "With EVENT_IDX, every batch is signalled.", VRINGH, _NOTIFY_ON, "return True"),
     mutant(
         "event_idx_obeys_flag",
-        "c48",
+        "",
         "With EVENT_IDX, the low bit of the available ring's flags still suppresses interrupts.",
         VRINGH,
         _NOTIFY_ON,
@@ -102,7 +102,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "used_event_always_read",
-        "c47",
+        "",
         "used_event is honoured without EVENT_IDX.",
         VRINGH,
         _EVENT_IDX,
@@ -110,16 +110,16 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "interrupt_flag_ignored",
-        "c47",
+        "",
         "VRING_AVAIL_F_NO_INTERRUPT is ignored.",
         VRINGH,
         _NOTIFY_OFF,
         "return new != old",
     ),
-    mutant("never_interrupts", "c47", "Without EVENT_IDX, nothing is ever signalled.", VRINGH, _NOTIFY_OFF, "return 0"),
+    mutant("never_interrupts", "", "Without EVENT_IDX, nothing is ever signalled.", VRINGH, _NOTIFY_OFF, "return 0"),
     mutant(
         "interrupt_flag_inverted",
-        "c47",
+        "",
         "VRING_AVAIL_F_NO_INTERRUPT is taken the other way round.",
         VRINGH,
         "VRING_AVAIL_F_NO_INTERRUPT) == 0",
@@ -127,7 +127,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "notifies_before_used_idx",
-        "c49",
+        "",
         "The interrupt comes before the used index moves.",
         WORKER,
         "vringh_publish_used(vr)  # last: who sees an answer finds it counted",
@@ -136,7 +136,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "used_idx_before_element",
-        "c49",
+        "",
         "The used index moves before the used element is written.",
         VRINGH,
         _USED_ID,
@@ -145,7 +145,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "used_flags_set",
-        "c52",
+        "",
         "used->flags holds a bit that the specification does not know.",
         VRINGH,
         "store_u16(used + USED_FLAGS, VRING_USED_F_NO_NOTIFY)",
@@ -154,7 +154,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "used_flags_with_event_idx",
-        "c52",
+        "",
         "used->flags says NO_NOTIFY although EVENT_IDX was negotiated.",
         VRINGH,
         'if vr.state[0]["event_idx"] == 0:',
@@ -162,7 +162,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "spurious_kick_ends_queue",
-        "c53",
+        "",
         "A kick without a new chain ends the queue's worker.",
         WORKER,
         "            wait_for_kick(worker)\n",
@@ -170,7 +170,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "spurious_kick_takes_stale_head",
-        "c53",
+        "",
         "A kick without a new chain has the last one served again.",
         WORKER,
         "            wait_for_kick(worker)\n",
@@ -180,7 +180,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "avail_event_stuck",
-        "c54",
+        "",
         "avail_event stays 0: after the first request no kick is asked for.",
         VRINGH,
         'store_u16(avail_event, vr.state[0]["last_avail"])',
@@ -188,7 +188,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "avail_event_late",
-        "c54",
+        "",
         "avail_event is one too high: a kick is asked for at the second chain.",
         VRINGH,
         'store_u16(avail_event, vr.state[0]["last_avail"])',
@@ -196,7 +196,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "no_notify_stays",
-        "c54",
+        "",
         "VRING_USED_F_NO_NOTIFY stays set while the device sleeps.",
         VRINGH,
         "store_u16(used + USED_FLAGS, 0)",
@@ -204,7 +204,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "descriptor_table_written",
-        "c44",
+        "",
         "The device clears the flags of the descriptors that it has read.",
         VRINGH,
         "following = load_u16(entry + DESC_NEXT)",
@@ -212,7 +212,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "avail_ring_written",
-        "c44",
+        "",
         "The device clears the entries of the available ring that it has read.",
         VRINGH,
         "    if head >= num:\n        return vringh_break(vr, BAD_HEAD, head)",
@@ -221,7 +221,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "indirect_table_written",
-        "c44",
+        "",
         "The device clears the flags of the indirect descriptors that it has read.",
         VRINGH,
         "following = load_u16(entry + DESC_NEXT)",
@@ -230,7 +230,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "indirect_write_flag_refused",
-        "c45",
+        "",
         "A descriptor that names an indirect table and has the WRITE flag breaks the ring.",
         VRINGH,
         "            if flags & VRING_DESC_F_NEXT:\n                return vringh_break(vr, BAD_INDIRECT_NEXT",
@@ -239,7 +239,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "indirect_write_flag_counts",
-        "c45",
+        "",
         "The WRITE flag of a descriptor that names an indirect table makes all buffers of the table writable.",
         VRINGH,
         "        if flags & VRING_DESC_F_INDIRECT:\n",
@@ -248,7 +248,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "indirect_only_alone",
-        "c46",
+        "",
         "Plain descriptors before an indirect table break the ring.",
         VRINGH,
         "        if flags & VRING_DESC_F_INDIRECT:\n",
@@ -257,7 +257,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "plain_before_indirect_lost",
-        "c46",
+        "",
         "Plain descriptors before an indirect table are forgotten.",
         VRINGH,
         "whole, entries, 0, entries, True, first, at, readable, total)",
@@ -265,7 +265,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "indirect_length_unchecked",
-        "b-indirect-len",
+        "",
         "The length of an indirect table need not be a multiple of 16.",
         VRINGH,
         "if length == 0 or length % DESC_SIZE or length // DESC_SIZE > MAX_INDIRECT:",
@@ -273,7 +273,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "indirect_empty_hangs",
-        "b-indirect-len",
+        "",
         "An indirect table of no bytes stalls the ring without a word.",
         VRINGH,
         "if length == 0 or length % DESC_SIZE or length // DESC_SIZE > MAX_INDIRECT:",
@@ -283,7 +283,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "nested_indirect",
-        "b-indirect-nested",
+        "",
         "An indirect table inside an indirect table is taken for a buffer.",
         VRINGH,
         "            if is_indirect:\n                return vringh_break(vr, BAD_INDIRECT_NESTED, index), "
@@ -293,7 +293,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "indirect_and_next",
-        "b-indirect-next",
+        "",
         "NEXT beside INDIRECT is ignored.",
         VRINGH,
         "            if flags & VRING_DESC_F_NEXT:\n",
@@ -301,7 +301,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "indirect_not_negotiated",
-        "b-indirect-off",
+        "",
         "Indirect tables are read although INDIRECT_DESC was not negotiated.",
         VRINGH,
         'if vr.state[0]["indirect"] == 0:',
@@ -309,7 +309,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "indirect_translated_once",
-        "c46",
+        "",
         "Only the first entry's address of an indirect table that crosses regions is translated.",
         VRINGH,
         "whole = here == length",
@@ -317,7 +317,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "loop_followed",
-        "b-loop",
+        "",
         "A chain that loops is followed for ever.",
         VRINGH,
         "    for _ in range(limit):\n",
@@ -330,7 +330,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "head_out_of_range",
-        "b-head",
+        "",
         "A head that is no descriptor's is taken modulo the queue size.",
         VRINGH,
         "    if head >= num:\n        return vringh_break(vr, BAD_HEAD, head)",
@@ -338,7 +338,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "next_out_of_range",
-        "b-next",
+        "",
         "A next descriptor outside the table is taken modulo its size.",
         VRINGH,
         "return vringh_break(vr, BAD_NEXT, following), at, readable, total",
@@ -346,7 +346,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "avail_idx_unchecked",
-        "b-avail-idx",
+        "",
         "An available index that moved by more than the queue size has the device serve the difference.",
         VRINGH,
         'if waiting > vr.state[0]["num"]:',
@@ -354,7 +354,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "bad_address_crashes",
-        "b-address",
+        "",
         "A buffer outside all memory regions ends the device's process.",
         VRINGH,
         "return vringh_break(vr, BAD_ADDRESS, address)\n        vr.piece_addr",
@@ -363,7 +363,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "bad_address_answered",
-        "b-address",
+        "",
         "A buffer outside all memory regions is skipped.",
         VRINGH,
         "return vringh_break(vr, BAD_ADDRESS, address)\n        vr.piece_addr",
@@ -371,7 +371,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "order_ignored",
-        "b-order",
+        "",
         "A device-readable buffer after a device-writable one is taken for a writable one.",
         VRINGH,
         "return vringh_break(vr, BAD_ORDER, index), at, readable, total",
@@ -379,7 +379,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "broken_ring_goes_on",
-        "b-broken",
+        "",
         "After a broken chain, the device goes on as if it had not been there, and never returns it.",
         VRINGH,
         '        vr.state[0]["bad"] = reason\n',
@@ -387,7 +387,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "readable_buffer_written",
-        "c43",
+        "",
         "The device writes into the header that the driver gave it to read.",
         "device/request.py",
         "kind = load_u32(header + OUTHDR_TYPE)",
@@ -396,7 +396,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "write_data_cleared",
-        "c43",
+        "",
         "The device clears the data of a write once it has it.",
         "storage/memory.py",
         "guest_read(mem, at, piece_addr[p], piece_len[p])",
@@ -404,7 +404,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "past_the_end",
-        "c43",
+        "",
         "A read writes one byte past the end of its buffer.",
         "storage/memory.py",
         "guest_write(mem, piece_addr[p], at, piece_len[p])",
@@ -412,7 +412,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "header_fetched_twice",
-        "d-header",
+        "",
         "The header's sector is read again when the request is executed.",
         "device/request.py",
         "kind = load_u32(header + OUTHDR_TYPE)",
@@ -428,7 +428,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "one_entry_ring_refused",
-        "c56",
+        "",
         "A ring of one entry never answers.",
         QUEUE,
         "vringh_init(self._vring, vring.base)",
@@ -436,7 +436,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "large_ring_dead",
-        "c56",
+        "",
         "Rings of more than 256 entries are taken, and never answer.",
         QUEUE,
         "vringh_init(self._vring, vring.base)",
@@ -444,7 +444,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "start_base_ignored",
-        "c55",
+        "",
         "The ring starts at index 0 whatever SET_VRING_BASE said.",
         QUEUE,
         "vringh_init(self._vring, vring.base)",
