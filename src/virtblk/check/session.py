@@ -372,12 +372,13 @@ class Session:
         """Every head is back, and nothing was written that must not be. Failed if not."""
         with suppress(Gone):
             if not self.peer.gone():
-                self._wait_for_heads()
+                self.drain()
         changes = self.memory.changes()
         if changes:
             raise Failed("; ".join(str(change) for change in changes))
 
-    def _wait_for_heads(self) -> None:
+    def drain(self) -> None:
+        """Wait for all heads. Failed for those that do not come."""
         deadline = time.monotonic() + self.timeout
         while True:
             left = []
@@ -389,7 +390,7 @@ class Session:
                 return
             if time.monotonic() > deadline:
                 raise Failed(f"heads never returned: {', '.join(left[:8])}")
-            time.sleep(0.0005)
+            time.sleep(0.0002)
 
     def close(self) -> None:
         """Harmless when repeated."""
