@@ -256,7 +256,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "status_first",
-        "",
+        "split.framing-joined-status",
         "The status goes to the first byte of a descriptor of several bytes, in place of the last.",
         REQUEST,
         'requests[i]["status_at"] = piece_addr[last] + piece_len[last]',
@@ -490,7 +490,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Framing.
     mutant(
         "split_header_refused",
-        "",
+        "split.framing-split-header split.framing-bytes",
         "A header in two descriptors is an I/O error.",
         REQUEST,
         'elif gather_header(requests[i]["scratch"], piece_addr, piece_len, first, readable):',
@@ -498,7 +498,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "joint_header_refused",
-        "",
+        "split.framing-joined-write",
         "Header and data in one descriptor are an I/O error.",
         REQUEST,
         "elif readable > 0 and piece_len[first] >= OUTHDR_SIZE:",
@@ -507,7 +507,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "joint_status_refused",
-        "",
+        "split.framing-joined-status",
         "A read whose status shares a descriptor with the data fails.",
         REQUEST,
         "    last = end - 1\n",
@@ -516,23 +516,15 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "small_pieces_dropped",
-        "",
+        "split.framing-odd-data",
         "Data in descriptors of fewer than 16 bytes is not copied.",
         MEMORY,
         "guest_write(mem, piece_addr[p], at, piece_len[p])",
         "guest_write(mem, piece_addr[p], at, piece_len[p] if piece_len[p] > 15 else 0)",
     ),
     mutant(
-        "no_status_room_hangs",
-        "",
-        "A chain without room for a status is never returned.",
-        "device/worker.py",
-        '            vringh_add_used(vr, requests[i]["head"], used)\n',
-        "            if requests[i]['status_at']:\n                vringh_add_used(vr, requests[i][\"head\"], used)\n",
-    ),
-    mutant(
         "short_header_read",
-        "",
+        "chain.no-readable chain.header-writable chain.header-short",
         "A header of fewer than 16 bytes is padded with zeroes.",
         REQUEST,
         "            return True\n    return False\n",
