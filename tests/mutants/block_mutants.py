@@ -524,7 +524,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "short_header_read",
-        "chain.no-readable chain.header-writable chain.header-short",
+        "chain.no-readable chain.header-short",
         "A header of fewer than 16 bytes is padded with zeroes.",
         REQUEST,
         "            return True\n    return False\n",
