@@ -143,4 +143,6 @@ def serve(
             file.truncate(DISK_SIZE)
     from virtblk.cli import main
 
-    return main(["serve", *words, "--queues", "2", "--log-level", "error", "--socket-path", socket])
+    # A worker that never spins is asleep whenever it can be: what is wrong with its waking shows.
+    options = ["--queues", "2", "--poll-us", "0", "--log-level", "error", "--socket-path", socket]
+    return main(["serve", *words, *options])

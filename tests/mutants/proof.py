@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from virtblk.check import runner
 from virtblk.check.checks import DEVICE
-from virtblk.check.requirement import Result, Verdict
+from virtblk.check.requirement import Requirement, Result, Verdict
 from virtblk.check.target import START_TIMEOUT, Target
 from virtblk.errors import OpenError
 
@@ -21,6 +21,8 @@ from .nursery import Nursery
 
 #: Verdicts that are a catch.
 CAUGHT: Final = (Verdict.FAIL, Verdict.WEDGED)
+#: A race that a defect loses can be won by luck, on a busy machine: a mutant that was missed is tried again.
+TRIES: Final = 3
 #: Seconds for an answer of a mutant; many of them never answer. And of the healthy device, on a busy machine.
 MUTANT_TIMEOUT: Final = 1.5
 HEALTHY_TIMEOUT: Final = 30.0
@@ -63,24 +65,25 @@ def prove(nursery: Nursery, mutant: Mutant) -> list[Result]:
     would be caught by whatever check comes first; so that counts here only where the device did serve before the check.
     """
     with _started(nursery, mutant.name, "", MUTANT_TIMEOUT) as target:
-        results = []
-        for requirement in DEVICE.select(mutant.checks):
-            reason = runner._why_not(target, requirement, True)
-            if reason:
-                results.append(Result(requirement, Verdict.SKIP, reason))
-                continue
-            tester = runner.Tester(target, scratch=True)
-            verdict, detail = runner._verdict(tester, requirement)
-            if verdict not in CAUGHT:
-                trouble = runner._probe(target)
-                if trouble is not None:
-                    target.restart()
-                    if runner._probe(target) is None:
-                        verdict, detail = Verdict.WEDGED, trouble
-            if verdict is Verdict.WEDGED:
-                target.restart()
-            results.append(Result(requirement, verdict, detail))
-        return results
+        return [_prove(target, requirement) for requirement in DEVICE.select(mutant.checks)]
+
+
+def _prove(target: Target, requirement: Requirement) -> Result:
+    reason = runner._why_not(target, requirement, True)
+    if reason:
+        return Result(requirement, Verdict.SKIP, reason)
+    for _ in range(TRIES):
+        verdict, detail = runner._verdict(runner.Tester(target, scratch=True), requirement)
+        trouble = None if verdict in CAUGHT else runner._probe(target)
+        if trouble is not None:
+            target.restart()
+            if runner._probe(target) is None:
+                verdict, detail = Verdict.WEDGED, trouble
+        elif verdict is Verdict.WEDGED:
+            target.restart()
+        if verdict in CAUGHT:
+            break
+    return Result(requirement, verdict, detail)
 
 
 def check_healthy(nursery: Nursery, disk: str, checks: Sequence[str] = ()) -> list[Result]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from virtblk.check.requirement import DEVICE, Failed, Severity
 from virtblk.check.runner import Tester
 from virtblk.check.session import UNDERSTOOD
+from virtblk.check.target import UNDERSTOOD_PROTOCOL
 from virtblk.uapi import virtio_blk as blk
-from virtblk.uapi.vhost_user import FrontendRequest, ProtocolFeature
+from virtblk.uapi.vhost_user import FrontendRequest
 
 _WCE = (blk.VIRTIO_BLK_F_CONFIG_WCE,)
 _WRITEBACK = blk.BLK_CONFIG_WRITEBACK
@@ -65,10 +66,14 @@ def config_before_features(t: Tester) -> None:
     peer = t.peer()
     peer.get_features()
     peer.get_protocol_features()
-    peer.set_protocol_features(t.facts.protocol_features & 1 << ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIG)
-    space = peer.get_config(0, size)
-    if not space or space[:8] != t.facts.config[:8]:
-        raise Failed(f"capacity reads {space[:8].hex(' ')}, and {t.facts.config[:8].hex(' ')} in another session")
+    peer.set_protocol_features(t.facts.protocol_features & UNDERSTOOD_PROTOCOL)
+    before = peer.get_config(0, size)
+    peer.set_features(UNDERSTOOD & t.facts.features)
+    after = peer.get_config(0, size)
+    for at in range(size):
+        if before[at : at + 1] != after[at : at + 1] and at != _WRITEBACK:
+            was, now = before[at : at + 8].hex(" "), after[at : at + 8].hex(" ")
+            raise Failed(f"from byte {at} on it reads {was or 'nothing'} before SET_FEATURES, {now or 'nothing'} after")
 
 
 @DEVICE.must("blk.config-stable", "2.5.3", Severity.HIGH)

@@ -196,6 +196,8 @@ class Target:
         dtype = BLK_CONFIG_1_1 if len(config) == BLK_CONFIG_SIZE_1_1 else BLK_CONFIG
         record = np.frombuffer(config, dtype)[0]
         fields = {name: record[name].tolist() for name in dtype.names or ()}
+        if not fields["capacity"]:
+            raise Failed("its capacity is 0 sectors, and no request can be made")
         return Facts(features, protocol, queue_num, config, pid, fields)
 
     def close(self) -> None:
