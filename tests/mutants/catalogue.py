@@ -8,9 +8,8 @@ from . import block_mutants, message_mutants, ring_mutants
 from .mutant import Mutant
 
 _ALL: Final = (*block_mutants.MUTANTS, *ring_mutants.MUTANTS, *message_mutants.MUTANTS)
-ALL: Final = {mutant.name: mutant for mutant in _ALL}
-MUTANTS: Final[dict[str, Mutant]] = {mutant.name: mutant for mutant in _ALL if mutant.checks}
-if len({mutant.name for mutant in _ALL}) != len(_ALL):
+MUTANTS: Final[dict[str, Mutant]] = {mutant.name: mutant for mutant in _ALL}
+if len(MUTANTS) != len(_ALL):
     raise ValueError("two mutants have one name")
 
 #: Checks that our device runs, and that no defect of one or a few lines makes fail.

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any, Final
 
-from .catalogue import ALL
+from .catalogue import MUTANTS
 from .mutant import DISKS, RAM, SOURCE, serve
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -121,7 +121,7 @@ def _fork(compiled: Mapping[str, CodeType], name: str, socket: str, directory: s
         os.closerange(3, 64)
         sys.stdin = open(os.devnull)  # noqa: SIM115  (the old ones hold the pipes' buffers)
         _die_with_parent()
-        status = serve(None if name == "healthy" else ALL[name], socket, directory, DISKS.get(disk, RAM), compiled)
+        status = serve(None if name == "healthy" else MUTANTS[name], socket, directory, DISKS.get(disk, RAM), compiled)
     except BaseException:
         import traceback
 

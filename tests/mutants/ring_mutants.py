@@ -146,15 +146,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "VRING_AVAIL_F_NO_INTERRUPT) != 0",
     ),
     mutant(
-        "notifies_before_used_idx",
-        "",
-        "The interrupt comes before the used index moves.",
-        WORKER,
-        "vringh_publish_used(vr)  # last: who sees an answer finds it counted",
-        "signal_driver(vr, worker)\n        sleep(0.05)\n        vringh_publish_used(vr)",
-        extra="\nfrom time import sleep\n",
-    ),
-    mutant(
         "used_idx_before_element",
         "split.used-once",
         "The used index moves before the used element is written.",
