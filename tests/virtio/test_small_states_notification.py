@@ -19,6 +19,7 @@ from virtblk.virtio import vringh_split as device_half
 from virtblk.virtio.virtio_ring_split import VRING_DTYPE, VringVirtqueue
 from virtblk.virtio.vringh_split import VRINGH_DTYPE, Vringh
 from virtio.interleavings import PSO, TSO, Failure, Model, bind
+from virtio.wrong import need_event_one_early, need_event_one_late, need_event_without_wrap
 
 #: What runs is the kernels' Python, compiled or not: once is enough.
 pytestmark = pytest.mark.once
@@ -171,9 +172,7 @@ def call_models(event_idx: bool, machine: str, replaced: Replaced, base: int, mo
         yield Model([reaping(rings, count, 0, kicks=False), device], rings.memory, machine)
 
 
-def whole_models(
-    event_idx: bool, machine: str, replaced: Replaced, base: int, thorough: bool = False
-) -> Iterator[Model]:
+def whole_models(event_idx: bool, machine: str, replaced: Replaced, base: int, more: bool = False) -> Iterator[Model]:
     """Both sleep, both wake each other: requests one after the other, on rings whose slots are used again."""
     for num, count in [(1, 2), (2, 2), (2, 3)] if more else [(1, 2)]:
         rings = Rings(num, base, event_idx, replaced)
@@ -212,18 +211,6 @@ def test_no_interleaving_of_more_requests_is_wrong(what: str, event_idx: bool) -
 
 def nothing(*arguments: Any) -> int:
     return 0
-
-
-def need_event_without_wrap(event: int, new: int, old: int) -> bool:
-    return old <= event < new
-
-
-def need_event_one_late(event: int, new: int, old: int) -> bool:
-    return (new - event - 2) & 0xFFFF < (new - old - 1) & 0xFFFF
-
-
-def need_event_one_early(event: int, new: int, old: int) -> bool:
-    return (new - event) & 0xFFFF < (new - old) & 0xFFFF
 
 
 ASLEEP, EARLY = "everybody sleeps", "was seen too early"
