@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import threading
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import virtblk
+from virtblk.check.driver_device import CAPACITY
+from virtblk.check.driver_random import Chaos, Expected
 from virtblk.check.driver_trial import Function, Outcome
-from virtblk.errors import OpenError
+from virtblk.errors import DeviceError, OpenError
+from virtblk.uapi.virtio_blk import VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 
 #: Seconds without an answer after which our driver gives up; the checks' own time-out is longer.
 TIMEOUT = 1.0
@@ -48,3 +55,80 @@ def _one(disk: virtblk.Disk, number: int, rounds: int, words: list[str]) -> None
 
 def driver(call: Callable[[str], Outcome] = work) -> Function:
     return Function(call)
+
+
+class Hammer:
+    """Our driver against one connection's `Chaos`: looks at each I/O, and at what the device made of it."""
+
+    def __init__(self, chaos: Chaos, ios: int = 4000) -> None:
+        self.chaos, self.ios = chaos, ios
+        self.wrong: list[str] = []
+        self.over = False
+
+    def __call__(self, path: str) -> Outcome:
+        try:
+            with virtblk.open(f"vhost-user:{path}", poll_us=0, timeout=30) as disk:
+                if disk.size < CAPACITY * 512 or disk.block_size > BLOCK or disk.read_only:
+                    return Outcome(2, "another disk than was asked for")
+                threads = [threading.Thread(target=self._hammer, args=(disk, number)) for number in range(2)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+        except OpenError as error:
+            if not (self.chaos.fatal or self.chaos.doubtful):
+                self.wrong.append(f"not opened: {error}")
+            return Outcome(2, str(error)) if not self.wrong else Outcome(1, f"Traceback: {self.wrong[0]}")
+        if self.wrong:
+            return Outcome(1, f"Traceback (most recent call last): {self.wrong[0]}")
+        return Outcome(1 if self.chaos.failing or self.over else 0, "")
+
+    def _hammer(self, disk: virtblk.Disk, number: int) -> None:
+        """Blocks of its own; what a block may hold is known: what was written last, and what may have been."""
+        numbers = random.Random(self.chaos.seed * 2 + number)
+        may_hold: dict[int, set[bytes]] = {}
+        first = number * 512  # in blocks
+        try:
+            for turn in range(self.ios):
+                block = first + numbers.randrange(8)
+                kind = numbers.randrange(5)
+                if kind == 0 and number == 0:
+                    self._one(VIRTIO_BLK_T_FLUSH, 0, disk.flush)
+                elif kind < 3:
+                    data = (turn * 2 + number).to_bytes(4, "little") * (BLOCK // 4)
+                    before = may_hold.get(block)
+                    offset = block * BLOCK
+                    if before is not None:
+                        before.add(data)
+                    if self._one(VIRTIO_BLK_T_OUT, block, partial(disk.pwrite, data, offset)) is not None:
+                        may_hold[block] = {data}
+                else:
+                    found = self._one(VIRTIO_BLK_T_IN, block, partial(disk.pread, BLOCK, block * BLOCK))
+                    if found is not None and found not in may_hold.get(block, {found}):
+                        self.wrong.append(f"block {block} holds what was never written there: {found[:8].hex()}")
+                        return
+                if self.over or self.wrong:
+                    return
+        except Exception as error:
+            self.wrong.append(f"{type(error).__name__}: {error}")
+
+    def _one(self, kind: int, block: int, call: Callable[[], Any]) -> Any:
+        """One I/O, and whether it came to what it had to come to. None where it failed."""
+        try:
+            result = call()
+            failed = False
+        except DeviceError as error:
+            if not self.chaos.fatal:
+                self.wrong.append(f"the session ended for nothing: {error}")
+            self.over = True
+            return None
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EOPNOTSUPP):
+                self.wrong.append(f"an error of its own: {error}")
+            result, failed = None, True
+        expected = self.chaos.expected.pop((kind, block * BLOCK // 512), None)
+        if failed and expected is Expected.DONE:
+            self.wrong.append(f"request {kind} of block {block} failed, and was done")
+        if not failed and expected is Expected.FAILED:
+            self.wrong.append(f"request {kind} of block {block} was reported as done, and failed")
+        return True if result is None and not failed else result

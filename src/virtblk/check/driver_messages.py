@@ -23,7 +23,7 @@ from virtblk.vhost_user.message import Message
 CRITICAL, HIGH, LOW = Severity.CRITICAL, Severity.HIGH, Severity.LOW
 _COMMUNICATION: Final = "vhost-user: Communication"
 _STATUS: Final = "vhost-user: REPLY_ACK"
-_HANDSHAKE: Final = (
+HANDSHAKE: Final = (
     *(R.VHOST_USER_GET_FEATURES, R.VHOST_USER_GET_PROTOCOL_FEATURES, R.VHOST_USER_SET_PROTOCOL_FEATURES),
     *(R.VHOST_USER_SET_OWNER, R.VHOST_USER_GET_QUEUE_NUM, R.VHOST_USER_GET_CONFIG, R.VHOST_USER_SET_FEATURES),
     *(R.VHOST_USER_SET_MEM_TABLE, R.VHOST_USER_ADD_MEM_REG, R.VHOST_USER_SET_VRING_NUM, R.VHOST_USER_SET_VRING_BASE),
@@ -88,7 +88,7 @@ def _each_message(
 
 
 _each_message(
-    *("hangup", _HANDSHAKE, HIGH, "A back end that closes the socket at {name} is noticed and reported."),
+    *("hangup", HANDSHAKE, HIGH, "A back end that closes the socket at {name} is noticed and reported."),
     lambda trial, request: trial.play(messages={request: hang_up}).fails(),
 )
 _each_message(
@@ -105,7 +105,7 @@ _each_message(
 _each_message(
     "refused",
     (
-        *(request for request in _HANDSHAKE if request.name.startswith("VHOST_USER_SET_V")),
+        *(request for request in HANDSHAKE if request.name.startswith("VHOST_USER_SET_V")),
         *(R.VHOST_USER_SET_FEATURES, R.VHOST_USER_ADD_MEM_REG, R.VHOST_USER_SET_MEM_TABLE),
     ),
     *(HIGH, "A back end that answers {name} with an error, where an answer was asked for, is believed."),

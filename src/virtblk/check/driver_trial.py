@@ -238,7 +238,7 @@ class Story:
     def _told(self) -> str:
         return f"{self.device.spoilt or 'an honest device'}; the driver: {self.outcome.words or 'no word'}"
 
-    def _sound(self) -> None:
+    def demand_sound(self) -> None:
         """What holds in every trial: no signal, no traceback, nothing that no device could serve."""
         status = self.outcome.status
         if status is not None and status < 0:
@@ -250,7 +250,7 @@ class Story:
 
     def goes_on(self) -> str:
         """The driver is not disturbed: it reports success."""
-        self._sound()
+        self.demand_sound()
         self._came_up()
         if self.outcome.status:
             raise Failed(f"the driver gave up, though it lost nothing: {self._told()}")
@@ -258,7 +258,7 @@ class Story:
 
     def fails(self) -> str:
         """The driver reports that something went wrong."""
-        self._sound()
+        self.demand_sound()
         self._came_up()
         if self.outcome.status == 0:
             raise Failed(f"the driver reported success: {self._told()}")
@@ -266,7 +266,7 @@ class Story:
 
     def survives(self) -> str:
         """Either will do, as long as the driver is alive and says which."""
-        self._sound()
+        self.demand_sound()
         self._came_up()
         return self._told()
 
