@@ -8,6 +8,7 @@ up, for one that has an exit status only. Connection `n` of seed `s` is connecti
 
 from __future__ import annotations
 
+import errno
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from typing import Final
 
 from virtblk.check.driver_device import FEATURES, REPLY, Device, Plan, Request
 from virtblk.check.driver_messages import HANDSHAKE, hang_up, refuse
-from virtblk.check.driver_trial import FrontEnd, Hung, Story, Trial
+from virtblk.check.driver_trial import FrontEnd, Hung, NeverConnected, Story, Trial
 from virtblk.check.requirement import Failed
+from virtblk.errors import OpenError
 from virtblk.uapi import vhost_user as uapi
 from virtblk.uapi import virtio_blk as blk
 from virtblk.vhost_user.message import Message
@@ -29,6 +31,8 @@ FATAL_ONE_IN: Final = 100
 HANDSHAKE_ONE_IN: Final = 8
 #: Lies on one connection; then the device hangs up.
 MOST_LIES: Final = 5000
+#: Connections without a request after which a driver is taken for one that sends none.
+FRUITLESS: Final = 50
 #: Honest answers after a spoilt handshake; then the device hangs up.
 MOST_HONEST: Final = 50
 
@@ -286,14 +290,18 @@ def run_random(
         trial = Trial(front_end(chaos), path, timeout)
         try:
             judge(chaos, trial.run(chaos))
+        except NeverConnected as error:
+            if not summary.connections:
+                raise OpenError(errno.ECONNREFUSED, str(error)) from None
+            summary.problems.append((chaos.seed, str(error)))
         except (Failed, Hung) as error:
             summary.problems.append((chaos.seed, str(error)))
         summary.connections += 1
         summary.told += chaos.told
         summary.lies += chaos.lies
         progress(summary)
-        if not chaos.lies and summary.connections > 100 and summary.lies == 0:
-            raise Failed(f"the driver sent no request in {summary.connections} connections")
+        if summary.connections >= FRUITLESS and not summary.lies:
+            raise OpenError(errno.EPROTO, f"the driver sent no request in {summary.connections} connections")
     return summary
 
 

@@ -5,12 +5,14 @@ Called by `virtblk check --driver` and by tests. Control context.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 
 from virtblk.check import driver_messages, driver_ring
-from virtblk.check.driver_trial import DRIVER, FrontEnd, Hung, Trial
+from virtblk.check.driver_trial import DRIVER, FrontEnd, Hung, NeverConnected, Trial
 from virtblk.check.requirement import Failed, Requirement, Result, Skipped, Verdict
+from virtblk.errors import OpenError
 
 __all__ = ["DRIVER", "driver_messages", "driver_ring", "run"]
 
@@ -27,9 +29,14 @@ def run(
 
     Raises OpenError where no driver connects, or none can be started.
     """
-    results = []
+    results: list[Result] = []
     for requirement in requirements:
-        result = _run_one(Trial(front_end, path, timeout), requirement)
+        try:
+            result = _run_one(Trial(front_end, path, timeout), requirement)
+        except NeverConnected as error:
+            if not results:
+                raise OpenError(errno.ECONNREFUSED, str(error)) from None
+            result = Result(requirement, Verdict.FAIL, str(error))
         results.append(result)
         progress(result)
     return results
@@ -50,6 +57,8 @@ def verdict_of(trial: Trial, requirement: Requirement) -> tuple[Verdict, str]:
         return Verdict.PASS, requirement.check(trial) or ""
     except Skipped as error:
         return Verdict.SKIP, str(error)
+    except NeverConnected:
+        raise
     except Failed as error:
         return Verdict.FAIL, str(error)
     except Hung as error:
