@@ -12,7 +12,7 @@ import virtblk
 from check.our_driver import driver, work
 from virtblk.check.driver_device import Plan
 from virtblk.check.driver_runner import DRIVER, run, verdict_of
-from virtblk.check.driver_trial import FrontEnd, Outcome, Story, Trial
+from virtblk.check.driver_trial import Outcome, Story, Trial
 from virtblk.check.requirement import Level, Verdict
 from virtblk.errors import OpenError
 
@@ -20,8 +20,10 @@ from virtblk.errors import OpenError
 PATIENCE = 60.0
 #: What our driver does not do: it looks at the status alone, as Linux does.
 DEVIATIONS = {"used.length-short"}
-#: Where the device says nothing, our driver waits for as long as it is told to; elsewhere it has all the time it wants.
-SILENT = ("silent.", "lost.", "reply.runt", "reply.half", "stop.silent")
+#: Where the device says nothing, our driver waits for as long as it is told to: in vain, so not for long, unless the
+#: machine is so busy that it gives up before it comes to the silence. Elsewhere it has all the time it wants.
+SILENT = ("silent.", "lost.", "reply.runt", "reply.half")
+TIMEOUTS = (0.3, 3.0, 20.0)
 #: Checks in which a driver may succeed or fail, as long as it lives.
 EITHER = {
     *("reply.fds", "stop.bad-base", "stop.hangup", "stop.silent", "features.no-version-1", "features.all"),
@@ -59,17 +61,22 @@ class Replayed(Trial):
         return self._story
 
 
-def ours(name: str) -> FrontEnd:
-    return driver(partial(work, timeout=0.3 if name.startswith(SILENT) else 30.0))
+def played(name: str, path: str) -> tuple[Recorder, Verdict, str]:
+    """One misbehaviour against our driver."""
+    for seconds in TIMEOUTS if name.startswith(SILENT) else [30.0]:
+        trial = Recorder(driver(partial(work, timeout=seconds)), path, PATIENCE)
+        verdict, detail = verdict_of(trial, DRIVER.requirements[name])
+        if verdict is not Verdict.SKIP:
+            break
+    return trial, verdict, detail
 
 
 @pytest.mark.parametrize("name", DRIVER.requirements)
 def test_our_driver_is_sound_and_the_check_can_fail(name: str, tmp_path: Path) -> None:
     requirement = DRIVER.requirements[name]
-    trial = Recorder(ours(name), str(tmp_path / "s"), PATIENCE)
-    verdict, detail = verdict_of(trial, requirement)
+    trial, verdict, detail = played(name, str(tmp_path / "s"))
     if verdict is Verdict.SKIP:
-        assert name.endswith("set-mem-table"), detail
+        assert name.endswith("set-mem-table"), detail  # our driver has a newer message for it
         return
     assert verdict is (Verdict.FAIL if name in DEVIATIONS else Verdict.PASS), detail
     assert trial.story is not None
