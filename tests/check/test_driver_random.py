@@ -42,6 +42,11 @@ def test_our_driver_among_lies(tmp_path: Path) -> None:
     assert summary.connections > 3
 
 
+def test_regression_a_spoilt_size_max_cuts_requests(tmp_path: Path) -> None:
+    """Segments of 127 bytes make two requests of a block; each is judged by its own answer."""
+    assert hammer(tmp_path, 1_000_425, 1).problems == []
+
+
 @pytest.mark.parametrize("name", ["pread", "pwrite"])
 def test_a_driver_that_hides_errors_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = getattr(virtblk.Disk, name)
