@@ -21,14 +21,14 @@ EPILOG: Final = """examples:
   virtblk check vhost-user:/run/disk.sock
   virtblk check --scratch --exec "qemu-storage-daemon --blockdev driver=null-co,size=1g,node-name=d \\
       --export type=vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={socket}"
-  virtblk check --driver --exec "virtblk bench vhost-user:{socket} --rw randread --size 1m --verify crc32c \
-      --runtime 0.5 --timeout 2"
+  virtblk check --driver --timeout 9 --exec "virtblk bench vhost-user:{socket} --rw randread \\
+      --size 1m --verify crc32c --runtime 0.3 --timeout 2"
   virtblk check --only split --skip 'split.size-*' vhost-user:/run/disk.sock
 
 verdicts: PASS; FAIL; REJECT: refused cleanly, which is safe; WEDGED: dead, or serves nobody any more; SKIP: and why.
 With --exec a device that is dead or hangs is started again for the next check.
-With --driver the command is run once per check: exit status 0 says that all went well, any other that something did
-not. Its own time-out has to be shorter than --timeout."""
+With --driver the command is run once per check: exit status 0 says that all went well, any other
+that something did not. Its own time-out has to be shorter than --timeout."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +60,10 @@ def run(options: argparse.Namespace) -> int:
     from virtblk.check.target import Target
 
     if options.driver:
-        from virtblk.cli import check_driver
+        from virtblk.check import driver_command
 
         _check_options(options)
-        return check_driver.run(options)
+        return driver_command.run(options)
     for name, value in (("--count", options.count), ("--seed", options.seed)):
         if value is not None:
             raise UsageError(f"{name} {value}: it is for --driver")

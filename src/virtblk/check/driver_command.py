@@ -1,6 +1,7 @@
-"""`virtblk check --driver`: a device that misbehaves on purpose, and a driver that is watched. Part of `virtblk check`.
+"""`virtblk check --driver`: options in, verdicts out. Called by `virtblk.cli.check`.
 
-With --count it misbehaves at random, that many times; --seed repeats a run, or the connection that a problem names.
+With --count the device misbehaves at random, that many times; --seed repeats a run, or the connection that a problem
+names.
 """
 
 from __future__ import annotations
