@@ -71,13 +71,20 @@ def the_same_id_twice(trial: Trial) -> str:
     return trial.play(request=spoil).fails()
 
 
+def _show(device: Device, ahead: int) -> None:
+    """A used index that is wrong by so much. It has to stand: no answer comes after it that would put it right."""
+    device.publish(ahead)
+    device.call()
+    device.running = False
+
+
 @DRIVER.must("used.index-jump", _USED, CRITICAL)
 def index_ahead_of_all(trial: Trial) -> str:
     """A used index that moved by more than is out does not make the driver read what was never written."""
 
     def spoil(device: Device, request: Request) -> None:
         device.complete(request, show=False)
-        device.publish(_num(device) + 1)
+        _show(device, _num(device) + 1)
 
     return trial.play(request=spoil).fails()
 
@@ -88,18 +95,18 @@ def index_half_way_round(trial: Trial) -> str:
 
     def spoil(device: Device, request: Request) -> None:
         device.complete(request, show=False)
-        device.publish(32768)
+        _show(device, 32768)
 
     return trial.play(request=spoil).fails()
 
 
 @DRIVER.must("used.index-back", _USED, CRITICAL)
 def index_that_goes_back(trial: Trial) -> str:
-    """The same for one that goes back."""
+    """The same for one that goes back, by more than the ring holds: less could undo what the driver has not seen."""
 
     def spoil(device: Device, request: Request) -> None:
         device.complete(request, show=False)
-        device.publish(-2)
+        _show(device, -2 - _num(device))
 
     return trial.play(request=spoil).fails()
 
@@ -381,17 +388,15 @@ def event_index_anywhere(trial: Trial) -> str:
 
 @DRIVER.should("memory.scribbled-descriptors", "2.7.5", HIGH)
 def scribbled_descriptors(trial: Trial) -> str:
-    """What a driver needs for itself (its free list, what is out) it does not keep where the device writes: a
-    descriptor table full of noise harms nobody but the device."""
+    """What a driver needs for itself (which descriptors a request has, which are free) it does not read back from where
+    the device writes: noise in the descriptor of each request that is answered harms nobody."""
 
     def spoil(device: Device, request: Request) -> None:
-        assert device.ring is not None
-        for slot in range(device.ring.num):
-            if slot != request.head and not device.held:
-                device.ring.desc[16 * slot : 16 * slot + 16] = b"\xff" * 16
+        if device.ring is not None:
+            device.ring.desc[16 * request.head : 16 * request.head + 16] = b"\xff" * 16
         device.complete(request)
 
-    return trial.play(request=_alone(spoil)).goes_on()
+    return trial.play(request=spoil, every=True).goes_on()
 
 
 def _alone(spoil: Spoiler) -> Spoiler:
