@@ -37,7 +37,7 @@ def hammer(path: Path, seed: int, count: int, most_lies: int = 5000) -> Summary:
 
 
 def test_our_driver_among_lies(tmp_path: Path) -> None:
-    summary = hammer(tmp_path, SEED, 300 if INTERPRETED else 3000, most_lies=60 if INTERPRETED else 300)
+    summary = hammer(tmp_path, SEED, 600 if INTERPRETED else 3000, most_lies=20 if INTERPRETED else 300)
     assert summary.problems == []
     assert summary.connections > 3
 
