@@ -21,10 +21,14 @@ EPILOG: Final = """examples:
   virtblk check vhost-user:/run/disk.sock
   virtblk check --scratch --exec "qemu-storage-daemon --blockdev driver=null-co,size=1g,node-name=d \\
       --export type=vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={socket}"
+  virtblk check --driver --timeout 9 --exec "virtblk bench vhost-user:{socket} --rw randread \\
+      --size 1m --verify crc32c --runtime 0.3 --timeout 2"
   virtblk check --only split --skip 'split.size-*' vhost-user:/run/disk.sock
 
 verdicts: PASS; FAIL; REJECT: refused cleanly, which is safe; WEDGED: dead, or serves nobody any more; SKIP: and why.
-With --exec a device that is dead or hangs is started again for the next check."""
+With --exec a device that is dead or hangs is started again for the next check.
+With --driver the command is run once per check: exit status 0 says that all went well, any other
+that something did not. Its own time-out has to be shorter than --timeout."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("disk", nargs="?", metavar="DISK", help="vhost-user:SOCKET of a device that runs")
     add("--exec", metavar="COMMAND", help="start, restart and end the device: {socket} stands for its socket's path")
+    add("--driver", action="store_true", help="check a driver: be the device, and misbehave (DISK: where to listen)")
+    add("--count", type=int, metavar="N", help="with --driver: misbehave at random, N times")
+    add("--seed", type=int, metavar="N", help="with --count: repeat what N began (default: another one each time)")
     add("--scratch", action="store_true", help="the disk may be written to: run the checks that do (first 1 MiB)")
     add("--list", action="store_true", help="print the requirements and exit")
     add("--only", action="append", default=[], metavar="ID", help="an id, a group or a pattern such as 'split.event-*'")
@@ -52,16 +59,20 @@ def run(options: argparse.Namespace) -> int:
     from virtblk.check.runner import run as run_checks
     from virtblk.check.target import Target
 
+    if options.driver:
+        from virtblk.check import driver_command
+
+        _check_options(options)
+        return driver_command.run(options)
+    for name, value in (("--count", options.count), ("--seed", options.seed)):
+        if value is not None:
+            raise UsageError(f"{name} {value}: it is for --driver")
     chosen = DEVICE.select(options.only, options.skip)
     if options.list:
         print(report.list_text(chosen))
         return 0
     path = _socket(options)
-    if not 0.1 <= options.timeout <= 600:
-        raise UsageError(f"--timeout {options.timeout:g}: give 0.1 to 600 seconds")
-    for name, target in (("--json", options.json), ("--junit", options.junit)):
-        if target is not None:
-            _check_writable(name, target)
+    _check_options(options)
     out = sys.stderr if options.json == "-" else sys.stdout
     width = max((len(requirement.id) for requirement in chosen), default=0)
 
@@ -84,6 +95,15 @@ def run(options: argparse.Namespace) -> int:
     if options.junit is not None:
         report.write_junit(options.junit, results, failing, seconds)
     return 1 if failing else 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """UsageError for what no run can do."""
+    if not 0.1 <= options.timeout <= 600:
+        raise UsageError(f"--timeout {options.timeout:g}: give 0.1 to 600 seconds")
+    for name, target in (("--json", options.json), ("--junit", options.junit)):
+        if target is not None:
+            _check_writable(name, target)
 
 
 def _socket(options: argparse.Namespace) -> str | None:
