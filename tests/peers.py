@@ -35,6 +35,11 @@ def qemu_nbd() -> str:
     return _find("qemu-nbd", "qemu-utils")
 
 
+def fio() -> str:
+    """The path of fio; without it the test skips, or fails in CI."""
+    return _find("fio", "fio")
+
+
 def libnbd() -> None:
     """libnbd can be loaded; without it the test skips, or fails in CI."""
     try:

@@ -24,6 +24,8 @@ LATER_PATHS: Final = ("mq", "auto")
 DEFAULT_PATHS: Final = ("request", "bio")
 MAX_ARMS: Final = 8
 VERIFY: Final = ("none", "crc32c")
+#: fio's default percentile_list.
+PERCENTILES: Final = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99, 99.5, 99.9, 99.95, 99.99)
 
 DEFAULT_BS: Final = 4096
 DEFAULT_DEPTH: Final = 32
