@@ -201,7 +201,7 @@ def test_too_many_jobs_at_a_time() -> None:
         (("offset=64k",), 65536, 240),
         (("offset=50%", "size=25%"), 1 << 19, 64),
         (("offset=1%",), 8192, 254),
-        (("size=5000",), 0, 1),
+        (("size=1%",), 0, 2),
         (("offset=512", "bs=512"), 512, 2047),
     ],
 )
@@ -216,6 +216,7 @@ def test_the_range_on_a_disk(lines: tuple[str, ...], start: int, blocks: int) ->
         (("offset=512k", "size=600k"), "a.fio:3: size=600k: more than ram:1m has at offset 512k (1m)"),
         (("offset=1m",), "a.fio:2: offset=1m: ram:1m ends at 1m"),
         (("size=1k",), "a.fio:1: [a]: bs: more than the range of 1k"),
+        (("size=5000",), "a.fio:2: size=5000: no multiple of bs=4k"),
         (("bs=512",), "a.fio:2: bs=512: no multiple of the block size 4096 of ram:1m"),
         (("offset=512",), "a.fio:2: offset=512: no multiple of the block size 4096 of ram:1m"),
     ],

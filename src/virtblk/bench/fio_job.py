@@ -126,4 +126,6 @@ class FioJob:
             raise self.refuse("size", f"more than {title} has{at} ({format_size(disk_size)})")
         if size < self.bs:
             raise self.refuse("bs", f"more than the range of {format_size(size)}")
+        if size % self.bs and self.size and not self.size.percent:
+            raise self.refuse("size", f"no multiple of bs={format_size(self.bs)}")
         return start, size // self.bs
