@@ -110,7 +110,7 @@ def test_what_has_no_meaning_here_is_said_once() -> None:
         "a.fio:4: direct",
     ]
     assert file.global_options == {"ioengine": "libaio"}
-    assert [job.given for job in file.jobs] == [{"direct": "1"}, {}]
+    assert [job.given for job in file.jobs] == [{}, {}]
 
 
 GIVE_SIZE = "give bytes or a size such as 4k, 512m, 1g"
@@ -292,5 +292,5 @@ def test_all_that_is_accepted_fio_accepts(tmp_path: Path) -> None:
     path = tmp_path / "a.fio"
     path.write_text("\n".join(["[a]", *lines, "iodepth_batch=1"]))
     (job,) = parse_job_file(str(path)).jobs
-    assert set(IRRELEVANT) < set(job.given) == set(KNOWN)
+    assert set(job.set_at) | set(IRRELEVANT) == set(KNOWN)
     subprocess.run([fio(), "--parse-only", str(path)], check=True, timeout=60)

@@ -246,18 +246,23 @@ def parse_jobs(text: str, path: str) -> JobFile:
         values, set_at = _values_of(section, notes)
         if values.pop("stonewall", False) and jobs:
             wave += 1
-        given = {_canonical(one): one.value or "1" for one in section.own}
+        given = _as_text(section.own)
         job = FioJob(section.name, section.where, wave, set_at=set_at, given=given, **values)
         jobs.append(_fix_up(job))
         count = sum(other.numjobs for other in jobs if other.wave == wave)
         if count > MAX_JOBS:
             raise job.refuse("numjobs", f"with it {count} jobs would run at a time; at most {MAX_JOBS} can")
-    defaults = {_canonical(one): one.value or "1" for one in sections[-1].inherited}
+    defaults = _as_text(sections[-1].inherited)
     return JobFile(path, jobs, defaults, list(notes.values()))
 
 
 def _canonical(one: Assignment) -> str:
     return ALIASES.get(one.name, one.name)
+
+
+def _as_text(assignments: list[Assignment]) -> dict[str, str]:
+    """What fio repeats in its JSON: options that were given with a value."""
+    return {_canonical(one): one.value for one in assignments if one.value is not None}
 
 
 def _values_of(section: Section, notes: dict[str, str]) -> tuple[dict[str, Any], dict[str, Assignment]]:
