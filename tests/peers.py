@@ -40,6 +40,11 @@ def fio() -> str:
     return _find("fio", "fio")
 
 
+def fio_jsonplus_clat2csv() -> str:
+    """The path of fio's converter; without it the test skips, or fails in CI."""
+    return _find("fio_jsonplus_clat2csv", "fio")
+
+
 def libnbd() -> None:
     """libnbd can be loaded; without it the test skips, or fails in CI."""
     try:

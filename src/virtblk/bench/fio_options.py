@@ -32,6 +32,8 @@ ALIASES: Final = {
     "iodepth_batch_complete": "iodepth_batch_complete_min",
     "wait_for_previous": "stonewall",
 }
+#: The one option whose name in fio's JSON is the alias.
+_IN_JSON: Final = {"iodepth_batch_submit": "iodepth_batch"}
 #: Accepted, and without effect: how fio gets at a file.
 IRRELEVANT: Final = {
     "ioengine": "the disk is reached through virtio-blk, whatever engine fio would use",
@@ -261,8 +263,9 @@ def _canonical(one: Assignment) -> str:
 
 
 def _as_text(assignments: list[Assignment]) -> dict[str, str]:
-    """What fio repeats in its JSON: options that were given with a value."""
-    return {_canonical(one): one.value for one in assignments if one.value is not None}
+    """What fio repeats in its JSON: options that were given with a value, under the name that fio thinks is theirs."""
+    named = ((_canonical(one), one.value) for one in assignments)
+    return {_IN_JSON.get(name, name): value for name, value in named if value is not None}
 
 
 def _values_of(section: Section, notes: dict[str, str]) -> tuple[dict[str, Any], dict[str, Assignment]]:
