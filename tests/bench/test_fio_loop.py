@@ -8,10 +8,14 @@ from collections import Counter
 from itertools import groupby
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bench.fio_harness import fio_bench
 from bench.harness import BLOCKS, BS, blocks_of, disk
 from fake_device import HOLD, FakeDevice, Request
+from naive.fio_job import NaiveJob
+from naive.fio_map import splitmix64
 from naive.virtio_blk import DISCARD, F_DISCARD, F_FLUSH, FEATURES, FLUSH, IN, IOERR, OUT, blk_config
 from virtblk.bench.fio_loop import count_class, depth_class
 from virtblk.bench.fio_tables import LEVEL_COMPLETE, LEVEL_DEPTH, LEVEL_SUBMIT, READ, SYNC, TRIM, WRITE
@@ -413,3 +417,29 @@ def test_polling_does_the_same(poll: bool) -> None:
         a, b = bench.run()
     assert int(a.stats["ios"][:2].sum()) == BLOCKS
     assert int(b.stats["ios"].sum()) == 4
+
+
+@settings(max_examples=20)
+@given(
+    st.sampled_from(["read", "write", "randread", "randwrite", "rw", "randrw"]),
+    st.integers(1, 24),
+    st.integers(0, 1 << 40),
+    st.integers(1, 3),
+    st.integers(0, 100),
+    st.integers(0, 5),
+    st.booleans(),
+    st.booleans(),
+)
+def test_one_after_another_a_job_s_ios_are_the_naive_job_s(
+    rw: str, blocks: int, randseed: int, loops: int, share: int, fsync: int, norandommap: bool, verify: bool
+) -> None:
+    verify = verify and rw not in ("read", "randread")
+    text = f"[a]\nrw={rw}\nbs=512\noffset=1k\nsize={blocks * 512}\nloops={loops}\nrwmixread={share}\nfsync={fsync}\n"
+    text += f"randseed={randseed}\nnorandommap={int(norandommap)}\nverify={'crc32c' if verify else 0}\n"
+    naive = NaiveJob(rw, blocks, splitmix64(randseed ^ splitmix64(0)), loops, share, fsync, norandommap, verify)
+    names = {IN: "read", OUT: "write", FLUSH: "flush"}
+    with fio_bench(text) as bench:
+        (outcome,) = bench.run()
+        seen = [(names[kind], block - 2 if kind != FLUSH else 0) for kind, block, _ in bench.device.seen]
+    assert outcome.error == 0
+    assert seen == naive.ios()
