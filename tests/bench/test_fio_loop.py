@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import Counter
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +20,7 @@ from naive.virtio_blk import DISCARD, F_DISCARD, F_FLUSH, FEATURES, FLUSH, IN, I
 from virtblk.bench.fio_loop import count_class, depth_class
 from virtblk.bench.fio_tables import LEVEL_COMPLETE, LEVEL_DEPTH, LEVEL_SUBMIT, READ, SYNC, TRIM, WRITE
 from virtblk.errors import DeviceError
+from waiting import wait_until
 
 ALL = [*range(BLOCKS)]
 
@@ -205,6 +206,23 @@ def test_what_the_ramp_does_is_not_counted_and_the_size_comes_after_it() -> None
     assert seen == [number % 16 for number in range(len(seen))]
 
 
+def test_a_job_that_ends_in_its_ramp_counts_nothing() -> None:
+    device = disk(lambda request: IOERR if request.type == IN and request.sector == 9 else None)
+    with fio_bench("[a]\nbs=512\nramp_time=600s", device) as bench:
+        (outcome,) = bench.run()
+    assert (outcome.error, int(outcome.stats["ios"].sum())) == (5, 0)
+    assert outcome.started_ns < outcome.counted_ns == outcome.ended_ns
+
+
+def test_both_positions_of_a_job_by_the_clock_go_round() -> None:
+    with fio_bench("[a]\nrw=rw\nbs=512\nsize=4k\ntime_based\nruntime=100ms") as bench:
+        bench.run()
+        reads, writes = blocks_of(bench.device, IN), blocks_of(bench.device, OUT)
+    assert len(reads) + len(writes) > 8
+    assert reads == [number % 8 for number in range(len(reads))]
+    assert writes == [number % 8 for number in range(len(writes))]
+
+
 # How many at once.
 
 
@@ -238,35 +256,65 @@ def test_iodepth_are_in_flight(depth: int, batch: int) -> None:
 
 
 def test_complete_min_come_back_before_the_next_is_submitted() -> None:
-    """Six are out; none follows until three have ended."""
-    device = disk(lambda request: HOLD if request.type == IN else None)
-    with fio_bench("[a]\nbs=512\nsize=6k\niodepth=6\niodepth_batch_complete_min=3", device) as bench:
-        found: list[object] = []
-        thread = threading.Thread(target=lambda: found.extend(bench.run()))
+    """Each I/O ends only when the job has counted the one before: it has had its chance to submit too early."""
+    answered = 0
+    when: list[int] = []  # how many had been answered when an I/O came
+
+    def script(request: Request) -> object:
+        if request.type != IN:
+            return None
+        when.append(answered)
+        return HOLD
+
+    device = disk(script)
+    with fio_bench("[a]\nbs=512\niodepth=6\niodepth_batch_complete_min=3", device) as bench:
+        stats = bench.runner._jobs.stats
+        thread = threading.Thread(target=bench.run)
         thread.start()
-        device.wait_for(6)
-        after = []
-        for number in range(12):
+        for number in range(BLOCKS):
+            device.wait_for(number + 1)
+            answered += 1
             device.complete(device.io[number])
-            if number == 2 or number == 5:
-                device.wait_for(number + 7)
-            after.append(len(device.io))
+            wait_until(lambda number=number: int(stats[READ]["ios"]) > number)
         thread.join()
-    assert after[:3] in ([6, 6, 9], [6, 6, 10])
-    assert after[-1] == 12
-    assert len(found) == 1
+    assert len(when) == BLOCKS
+    assert all(before >= (number - 6) // 3 * 3 + 3 for number, before in enumerate(when) if number >= 6)
 
 
 def test_thinking_lets_nothing_be_in_flight() -> None:
-    pending: list[int] = []
-    device = disk()
-    device.script = lambda request: pending.append(len([one for one in device.io if not one.answered]))
-    with fio_bench("[a]\nbs=512\nsize=4k\niodepth=8\nthinktime=5ms", device) as bench:
+    with fio_bench("[a]\nbs=512\nsize=4k\niodepth=8\nthinktime=5ms") as bench:
         (outcome,) = bench.run()
     assert outcome.ended_ns - outcome.counted_ns >= 7 * 5_000_000
-    assert max(pending) <= 1
     assert outcome.levels[LEVEL_DEPTH].tolist() == [8, 0, 0, 0, 0, 0, 0]
     assert outcome.levels[LEVEL_COMPLETE].tolist() == [0, 8, 0, 0, 0, 0, 0]
+
+
+def test_the_end_does_not_wait_for_a_thought() -> None:
+    with fio_bench("[a]\nbs=512\nthinktime=600s\nruntime=50ms") as bench:
+        (outcome,) = bench.run()
+    assert int(outcome.stats["ios"][READ]) == 1
+
+
+def test_jobs_have_memory_of_their_own() -> None:
+    """All four I/Os are out at once, none in the memory of another."""
+    held: list[Request] = []
+
+    def script(request: Request) -> object:
+        if request.type == OUT:
+            held.append(request)
+            if len(held) == 4:
+                for one in held:
+                    device.complete(one)
+            return HOLD
+        return None
+
+    device = disk(script)
+    text = "[global]\nrw=write\niodepth=2\n[a]\nbs=1k\nsize=2k\n[b]\nbs=512\nsize=1k\noffset=8k\n"
+    with fio_bench(text, device) as bench:
+        bench.run()
+    assert len(held) == 4
+    data = sorted((one.address, one.address + len(request.data)) for request in held for one in request.buffers[1:2])
+    assert all(end <= start for (_, end), (start, _) in pairwise(data)), data
 
 
 def test_a_rate_is_kept_from_above() -> None:
@@ -274,6 +322,25 @@ def test_a_rate_is_kept_from_above() -> None:
         (outcome,) = bench.run()
         assert blocks_of(bench.device, IN) == ALL
     assert outcome.ended_ns - outcome.counted_ns >= (BLOCKS - 1) * 2_000_000
+
+
+def test_jobs_with_a_rate_do_not_start_at_once() -> None:
+    with fio_bench("[a]\nbs=512\nrate_iops=10\nnumjobs=4") as bench:
+        bench.runner._prepare(bench.runner.waves[0])
+        assert bench.runner._jobs.jobs["phase_ns"].tolist() == [0, 25_000_000, 50_000_000, 75_000_000]
+
+
+def test_the_time_of_reading_back_is_none_that_writes_are_late_by() -> None:
+    """It takes 200 ms, and the second pass is paced as the first was."""
+
+    def slow(request: Request) -> None:
+        if request.type == IN and request.sector == 0:
+            threading.Event().wait(0.2)
+
+    with fio_bench("[a]\nrw=write\nbs=512\nrate_iops=500\nverify=crc32c\nloops=2\nsize=16k", disk(slow)) as bench:
+        (outcome,) = bench.run()
+    assert outcome.error == 0
+    assert outcome.ended_ns - outcome.counted_ns >= 2 * 200_000_000 + 63 * 2_000_000
 
 
 def test_lateness_counts_in_lat_and_slat_and_not_in_clat() -> None:
@@ -351,6 +418,13 @@ def test_a_job_that_its_time_ends_reads_back_what_it_wrote() -> None:
         kinds = kinds_of(bench.device)
     assert outcome.error == 0
     assert kinds.count(IN) == kinds.count(OUT) > 0
+
+
+def test_a_mixed_job_by_the_clock_reads_back_pass_by_pass() -> None:
+    with fio_bench("[a]\nrw=rw\nbs=512\nsize=4k\nverify=crc32c\ntime_based\nruntime=300ms") as bench:
+        (outcome,) = bench.run()
+    assert (outcome.error, outcome.note) == (0, "")
+    assert int(outcome.stats["ios"][WRITE]) > 0
 
 
 def test_a_reader_verifies_what_an_earlier_job_wrote() -> None:

@@ -240,7 +240,6 @@ def fio_loop(d, jobs, j):
     writing = jobs.jobs[j]["kind"] == WRITE or jobs.jobs[j]["read_share"] >= 0
     goes_back = jobs.jobs[j]["verify"] != 0 and writing
     checked = UNKNOWN if jobs.jobs[j]["verify"] and not writing else NOT_CHECKED
-    room = depth if think else batch
     set_buffers(d, jobs, j)
     rewind(jobs, j)
     found = clock_ns()
@@ -273,7 +272,7 @@ def fio_loop(d, jobs, j):
             until = n if found >= ends else limit
             if goes_back:
                 until = min(until, pass_start + blocks)
-        while n < until and free >= room and short <= 0 and (due <= found or back >= 0):
+        while n < until and free >= batch and short <= 0 and (due <= found or back >= 0):
             began = due if rate and back < 0 else clock_ns()
             count = 0
             while count < batch and n < until:
@@ -328,7 +327,7 @@ def fio_loop(d, jobs, j):
                 pass_start = n
                 start += found - back_began
             continue
-        if n < until and short <= 0 and free >= room:
+        if n < until and short <= 0 and free >= batch:
             code = wait_for_io(d, jobs, j, min(due, ends))
         else:
             if short <= 0:
