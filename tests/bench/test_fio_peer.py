@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cli.harness import virtblk
+from bench.fio_harness import job_json
 from peers import fio, fio_jsonplus_clat2csv
 from serving import Serving
 
@@ -100,11 +100,6 @@ def run_fio(tmp_path: Path, *words: str) -> None:
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
 
 
-def figures(text: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(text)
-    return value
-
-
 def keys_of(value: Any) -> Any:
     """The keys of an object, of those in it, and of all jobs; in their order."""
     if isinstance(value, dict):
@@ -123,19 +118,19 @@ def counts_of(job: dict[str, Any]) -> list[int]:
     return [*found, job["sync"]["total_ios"], job["error"], job["groupid"]]
 
 
-def run_both(tmp_path: Path, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def run_both(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(fio's JSON, ours) for one job file, each on a file of a mebibyte."""
     path = job_file(tmp_path, text)
     run_fio(tmp_path, "--output-format=json", "--output=fio.json", path)
-    disk = f"file:{image(tmp_path, 'virtblk.img')}"
-    status, out, err = virtblk("bench", disk, "--job", path, "--output-format", "json")
-    assert (status, err.count("\n")) == (0, 2), err
-    return figures((tmp_path / "fio.json").read_text()), figures(out)
+    ours = job_json(capsys, f"file:{image(tmp_path, 'virtblk.img')}", path)
+    return json.loads((tmp_path / "fio.json").read_text()), ours
 
 
 @pytest.mark.parametrize("text", [SEQUENTIAL, DEEP], ids=["sequential", "deep"])
-def test_the_same_file_does_as_many_ios_and_has_the_same_keys(tmp_path: Path, text: str) -> None:
-    theirs, ours = run_both(tmp_path, text)
+def test_the_same_file_does_as_many_ios_and_has_the_same_keys(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, ours = run_both(tmp_path, capsys, text)
     assert [job["jobname"] for job in ours["jobs"]] == [job["jobname"] for job in theirs["jobs"]]
     assert [counts_of(job) for job in ours["jobs"]] == [counts_of(job) for job in theirs["jobs"]]
     for mine, other in zip(ours["jobs"], theirs["jobs"], strict=True):
@@ -159,7 +154,7 @@ def recorded(log: str) -> list[tuple[str, int, int]]:
     return [("sync", 0, 0) if op == "flush" else (op, int(offset), int(length)) for op, offset, length in found]
 
 
-def test_sequential_jobs_have_the_same_offsets(tmp_path: Path) -> None:
+def test_sequential_jobs_have_the_same_offsets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = job_file(tmp_path, SEQUENTIAL)
     theirs: list[tuple[str, int, int]] = []
     for section in ("read", "write", "verified", "mixed"):
@@ -169,8 +164,7 @@ def test_sequential_jobs_have_the_same_offsets(tmp_path: Path) -> None:
     served = f"file:{image(tmp_path, 'virtblk.img')}"
     words = (served, "--socket", str(socket), "--filter", f"log?file={log}")
     with Serving(*words, log=tmp_path / "server"):
-        status, _, err = virtblk("bench", f"vhost-user:{socket}", "--job", path)
-        assert status == 0, err
+        job_json(capsys, f"vhost-user:{socket}", path)
     ours = recorded(log.read_text())
     certain = 64 + 2 * 64 + 15 + 2 * 32  # all but those of the mixed job, whose order is a matter of chance
     assert len(theirs) > certain
@@ -182,25 +176,22 @@ def test_sequential_jobs_have_the_same_offsets(tmp_path: Path) -> None:
     assert len(ours) == len(theirs)
 
 
-def test_trims_are_counted_as_fio_counts_them(tmp_path: Path) -> None:
+def test_trims_are_counted_as_fio_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On a file fio cannot trim: it counts on its null engine."""
     text = "[global]\nbs=8k\nsize=512k\n[trim]\nrw=trim\n[random]\nstonewall\nrw=randtrim\nloops=2\niodepth=4\n"
     path = job_file(tmp_path, text)
     run_fio(tmp_path, "--output-format=json", "--output=fio.json", "--ioengine=null", path)
-    status, out, _ = virtblk("bench", "ram:1m", "--job", path, "--output-format", "json")
-    assert status == 0
-    theirs, ours = figures((tmp_path / "fio.json").read_text()), figures(out)
+    theirs, ours = json.loads((tmp_path / "fio.json").read_text()), job_json(capsys, "ram:1m", path)
     assert [counts_of(job) for job in ours["jobs"]] == [counts_of(job) for job in theirs["jobs"]]
     assert [keys_of(job) for job in ours["jobs"]] == [keys_of(job) for job in theirs["jobs"]]
 
 
-def test_fio_s_converter_reads_json_plus(tmp_path: Path) -> None:
+def test_fio_s_converter_reads_json_plus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = job_file(tmp_path, DEEP)
-    status, out, _ = virtblk("bench", "ram:1m", "--job", path, "--output-format", "json+")
-    assert status == 0
-    (tmp_path / "plus.json").write_text(out)
+    ours = job_json(capsys, "ram:1m", path, "--output-format", "json+")
+    (tmp_path / "plus.json").write_text(json.dumps(ours))
     words = [fio_jsonplus_clat2csv(), "plus.json", "plus.csv"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, timeout=60)
     told = subprocess.run([*words, "--validate"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
-    assert told.stdout.count("validated") == len(figures(out)["jobs"])
+    assert told.stdout.count("validated") == len(ours["jobs"])
     assert "mismatch" not in told.stdout

@@ -57,7 +57,7 @@ def kind_of(jobs, j, n):
     return READ if mix64(jobs.jobs[j]["seed"] ^ _DIRECTIONS ^ mix64(n)) % 100 < share else WRITE
 
 
-@kernel
+@cold_kernel
 def block_of(jobs, j, n, kind):
     """The block that I/O number `n` accesses. Called in the order of n: a sequential job's positions move on."""
     blocks = jobs.jobs[j]["blocks"]
@@ -85,15 +85,15 @@ def rewind(jobs, j):
     jobs.jobs[j]["write_position"] = 0
 
 
-@kernel
-def set_buffers(d, jobs, j):
+@cold_kernel
+def set_buffers(vec_addr, vec_len, jobs, j):
     """Give each of a job's bios its part of the job's memory. A trim's segment is its range (5.2.6)."""
     first = jobs.jobs[j]["first_bio"]
     bs = jobs.jobs[j]["bs"]
     length = RANGE_SIZE if jobs.jobs[j]["kind"] == TRIM else bs
     for k in range(jobs.jobs[j]["depth"]):
-        d.vec_addr[first + k] = jobs.jobs[j]["buffers"] + k * bs
-        d.vec_len[first + k] = length
+        vec_addr[first + k] = jobs.jobs[j]["buffers"] + k * bs
+        vec_len[first + k] = length
         jobs.free[first + k] = first + k
 
 
@@ -185,16 +185,15 @@ def note_failure(jobs, j, errno, bad, offset):
 
 
 @cold_kernel
-def count_io(d, jobs, j, bio, now):
-    """Count one completed I/O, and check what it read. One that failed is no I/O."""
+def count_io(jobs, j, bio, error, address, now):
+    """Count one completed I/O, and check what it read to `address`. One that failed is no I/O."""
     kind = jobs.bios[bio]["kind"]
-    error = d.bios[bio]["error"]
     if error:
         note_failure(jobs, j, error, 0, jobs.bios[bio]["offset"])
         return
     if kind == READ and jobs.bios[bio]["generation"] != NOT_CHECKED:
         offset = jobs.bios[bio]["offset"]
-        bad = check_block(d.vec_addr[bio], jobs.jobs[j]["bs"], offset, jobs.bios[bio]["generation"])
+        bad = check_block(address, jobs.jobs[j]["bs"], offset, jobs.bios[bio]["generation"])
         if bad != BLOCK_GOOD:
             note_failure(jobs, j, EIO, bad, offset)
             return
@@ -206,14 +205,6 @@ def count_io(d, jobs, j, bio, now):
     clat = now - issued
     count_latencies(jobs, s, issued - began, clat, now - began)
     jobs.histogram[s * BUCKETS + bucket_of(now - began if kind == SYNC else clat)] += 1
-
-
-@kernel
-def wait_for_io(d, jobs, j, until):
-    """Wait for the job's next completion, or where one is given, for the time `until`: 0 or -errno."""
-    if until < NEVER:
-        return wait_until_due(d, jobs, j, until)
-    return virtblk_wait(d, jobs.jobs[j]["submitter"], 0, False)
 
 
 @kernel
@@ -240,7 +231,7 @@ def fio_loop(d, jobs, j):
     writing = jobs.jobs[j]["kind"] == WRITE or jobs.jobs[j]["read_share"] >= 0
     goes_back = jobs.jobs[j]["verify"] != 0 and writing
     checked = UNKNOWN if jobs.jobs[j]["verify"] and not writing else NOT_CHECKED
-    set_buffers(d, jobs, j)
+    set_buffers(d.vec_addr, d.vec_len, jobs, j)
     rewind(jobs, j)
     found = clock_ns()
     jobs.jobs[j]["started_ns"] = found
@@ -327,12 +318,12 @@ def fio_loop(d, jobs, j):
                 pass_start = n
                 start += found - back_began
             continue
+        wake = NEVER
         if n < until and short <= 0 and free >= batch:
-            code = wait_for_io(d, jobs, j, min(due, ends))
-        else:
-            if short <= 0:
-                short = min(jobs.jobs[j]["complete_min"], depth - free)
-            code = wait_for_io(d, jobs, j, NEVER)
+            wake = min(due, ends)
+        elif short <= 0:
+            short = min(jobs.jobs[j]["complete_min"], depth - free)
+        code = wait_until_due(d, jobs, j, wake) if wake < NEVER else virtblk_wait(d, sub, 0, False)
         if code < 0:
             jobs.jobs[j]["result"] = code
             return
@@ -345,7 +336,7 @@ def fio_loop(d, jobs, j):
             bio = virtblk_harvest(d, sub)
             if bio < 0:
                 break
-            count_io(d, jobs, j, bio, found)
+            count_io(jobs, j, bio, d.bios[bio]["error"], d.vec_addr[bio], found)
             jobs.free[first + free] = bio
             last = bio
             free += 1
