@@ -190,7 +190,7 @@ def test_fio_s_converter_reads_json_plus(tmp_path: Path, capsys: pytest.CaptureF
     path = job_file(tmp_path, DEEP)
     ours = job_json(capsys, "ram:1m", path, "--output-format", "json+")
     (tmp_path / "plus.json").write_text(json.dumps(ours))
-    words = [fio_jsonplus_clat2csv(), "plus.json", "plus.csv"]
+    words = [*fio_jsonplus_clat2csv(), "plus.json", "plus.csv"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, timeout=60)
     told = subprocess.run([*words, "--validate"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
     assert told.stdout.count("validated") == len(ours["jobs"])

@@ -140,6 +140,10 @@ def run_job_file(options: argparse.Namespace, base: JobOptions, default_disk: st
 
 def _headline(name: str, size: int, file: JobFile, path: str, base: JobOptions, placement: str) -> str:
     completion = "polling" if base.poll else "interrupts"
-    count = sum(job.numjobs for job in file.jobs)
-    load = f"{file.path}, {count} {'job' if count == 1 else 'jobs'} in {len(file.waves)} groups, {path} path"
+    jobs, groups = sum(job.numjobs for job in file.jobs), len(file.waves)
+    load = f"{file.path}, {_count(jobs, 'job')} in {_count(groups, 'group')}, {path} path"
     return f"{name} ({format_size(size)}): {load}, ring of {base.queue_size}, {completion}; {placement}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
