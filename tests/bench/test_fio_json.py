@@ -96,10 +96,10 @@ def test_latencies_are_those_of_the_ios(times: list[tuple[int, int]]) -> None:
 
 
 def test_flushes_are_told_apart() -> None:
-    (job,) = run_of("[a]\nrw=write\n", {WRITE: [(1, 5)], SYNC: [(10, 20), (10, 40)]})["jobs"]
+    (job,) = run_of("[a]\nrw=write\n", {WRITE: [(1, 5)], SYNC: [(100, 20), (100, 40)]})["jobs"]
     assert (job["write"]["total_ios"], job["sync"]["total_ios"]) == (1, 2)
-    assert job["sync"]["lat_ns"]["mean"] == 40.0
-    assert job["sync"]["lat_ns"]["percentile"]["50.000000"] == 30
+    assert job["sync"]["lat_ns"]["mean"] == 130.0
+    assert job["sync"]["lat_ns"]["percentile"]["50.000000"] == 120
     assert sum(job["latency_ns"].values()) == 100.0
 
 
@@ -173,8 +173,14 @@ def test_a_group_is_one_entry() -> None:
 
 
 def test_an_error_is_its_job_s_and_its_group_s() -> None:
-    jobs = run_of("[a]\nnumjobs=2\ngroup_reporting\n", {READ: []}, {READ: []}, error=5, note="broken")["jobs"]
-    assert [job["error"] for job in jobs] == [5]
+    file = parse_jobs("[a]\nnumjobs=3\ngroup_reporting\n", "a.fio")
+    (tasks,) = plan(file, DiskFacts("x", 1 << 30, 512, False, 8))
+    done = [
+        outcome(task, {}, error=code, note=f"error {code}" if code else "")
+        for task, code in zip(tasks, (0, 5, 84), strict=True)
+    ]
+    (report,) = reports_of([WaveResult(done, Usage(1, 1, 2), None)])
+    assert (report.error, report.notes) == (5, ["error 5", "error 84"])
 
 
 def test_the_table_has_a_line_per_direction_and_the_errors() -> None:

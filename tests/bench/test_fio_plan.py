@@ -70,7 +70,7 @@ def test_verify_beside_others_that_keep_away() -> None:
 
 
 def test_a_session_is_as_large_as_the_largest_wave() -> None:
-    text = "[a]\nnumjobs=3\niodepth=4\nbs=1k\n[b]\niodepth=1\nbs=64k\n[c]\nstonewall\niodepth=9\nbs=512\n"
+    text = "[a]\nnumjobs=3\niodepth=3\nbs=1k\n[b]\niodepth=1\nbs=64k\n[c]\nstonewall\niodepth=9\nbs=512\n"
     options = FileOptions.of(parse_jobs(text, "a.fio"), JobOptions(poll=True, queue_size=64))
     assert (options.numjobs, options.iodepth, options.poll, options.queue_size) == (4, 9, True, 64)
     assert options.data_bytes == 3 * PAGE + (64 << 10)
