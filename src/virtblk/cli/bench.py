@@ -18,6 +18,7 @@ from virtblk.bench.job import (
     parse_workloads,
 )
 from virtblk.bench.posting import PRESETS
+from virtblk.cli.bench_fio import add_job_arguments, check_job_options, check_no_job, run_job_file
 from virtblk.errors import DeviceError, UsageError
 from virtblk.names import format_size, parse_name, parse_size
 
@@ -29,6 +30,7 @@ EXAMPLES = """examples:
   virtblk bench null:1g --bs 512 --iodepth 1 --poll --json -      the cost of one I/O, for a program
   virtblk bench --queue scheduler=deadline                        the request path, set as in sysfs
   virtblk bench --preset posting-ramdisk                          the load of 2012, with its figures
+  virtblk bench ram:1g --job load.fio --output-format json        fio's job file, fio's JSON
   virtblk bench --compare before.json after.json                  what changed between two runs"""
 
 
@@ -120,6 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--share-core", action="store_true", help="driver and device on one CPU: an overcommitted host")
     add("--preset", choices=sorted(PRESETS), help="a known load; options given besides take precedence")
+    add_job_arguments(parser)
     add("--compare", nargs=2, metavar=("A", "B"), help="compare two files of --json, and run nothing")
     add("--json", metavar="PATH", help="write all figures as JSON; - for standard output")
 
@@ -201,6 +204,12 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
 
 def run(options: argparse.Namespace) -> int:
     """Run the bench; returns the exit status."""
+    if options.job:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        check_job_options(options, vars(parser.parse_args([])))
+        return run_job_file(options, _job_options(options), DEFAULT_DISK)
+    check_no_job(options)
     if options.compare:
         return _compare(options)
     job = _job_options(options)
