@@ -300,7 +300,7 @@ class FrontEnd:
 
     @contextmanager
     def _session(self) -> Iterator[_Session]:
-        session = _Session(self._target.connect(), self._target.timeout, self._shared)
+        session = _Session(self._target.greet(), self._target.timeout, self._shared)
         self.sessions += 1
         try:
             yield session
@@ -378,7 +378,7 @@ class FrontEnd:
 def ask_facts(target: Target) -> Facts:
     """What the device says of itself. Raises OpenError where it says nothing sound."""
     try:
-        with Connection(target.connect()) as connection:
+        with Connection(target.greet()) as connection:
             front = Frontend(connection, target.timeout)
             features = front.get_features()
             protocol, queues, capacity = 0, 1, 0

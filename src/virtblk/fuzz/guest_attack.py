@@ -10,21 +10,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from virtblk.fuzz.case import CRASH, HANG, WRONG, Case, DeviceFailed
 from virtblk.fuzz.groups import GUEST, ITEMS, Coverage
-from virtblk.fuzz.guest.batch import (
-    batch_loop,
-    batch_seeds,
-    guard_batch,
-    guard_check,
-    make_batch,
-    one_batch,
-    stopped_ring,
-)
+from virtblk.fuzz.guest.batch import GUARD_CHECK, GUARD_WRITE, JUDGE, LOOP, MAKE, OFFER, SEEDS, drive
 from virtblk.fuzz.guest.generate import MAX_SECTORS
 from virtblk.fuzz.guest.state import (
     DONE,
@@ -89,6 +81,8 @@ _SUSPECTS: Final = (1, 4, 32, 256)
 _TURNS_PER_LOOK: Final = 8
 #: Requests that are described for a reader.
 _DESCRIBED: Final = 8
+#: Features that some of the sessions go without.
+_SOMETIMES: Final = (VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX, VIRTIO_BLK_F_FLUSH)
 _BLK_SIZE_AT: Final = 20
 _WAIT_SECONDS: Final = 0.1
 
@@ -106,6 +100,7 @@ class GuestAttack:
         self._target = target
         self._facts = facts
         self._coverage = coverage
+        self._user_seed = seed
         self._seed = mix64(seed) >> 2
         self.rings = 0  # made anew
         self.stalls = 0
@@ -115,6 +110,8 @@ class GuestAttack:
         self._guarded = False
         self._baseline: Usage | None = None
         self._turns = 0
+        self._turn_began = 0
+        self._features = 0
         self._layout = SplitLayout.of(RING_SIZE)
         self._arena = Arena(self._layout.size + SLOTS * SLOT_BYTES + (1 << 16))
         self._fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(3)]
@@ -132,16 +129,7 @@ class GuestAttack:
             Table(ITEMS),
         )
         self._prepare()
-        for kernel, arguments in (
-            (batch_loop, (0, 0)),
-            (batch_seeds, (0,)),
-            (make_batch, (0,)),
-            (one_batch, (0,)),
-            (guard_batch, (0, 0)),
-            (guard_check, (0, 0)),
-            (stopped_ring, ()),
-        ):
-            ensure(kernel, self._guest, *arguments)
+        ensure(drive, self._guest, 0, 0, 0)
 
     @property
     def _state(self) -> Any:
@@ -173,16 +161,7 @@ class GuestAttack:
         state["start"], state["end"] = self._arena.address, self._arena.address + self._arena.length
         state["shadow_at"], state["descs_at"] = self._guest.shadow.address, self._guest.descs.address
         state["kick_fd"], _, state["err_fd"] = self._fds
-        features = facts.session_features
-        for field, bit in (
-            ("event_idx", VIRTIO_RING_F_EVENT_IDX),
-            ("indirect", VIRTIO_RING_F_INDIRECT_DESC),
-            ("flush", VIRTIO_BLK_F_FLUSH),
-            ("discard", VIRTIO_BLK_F_DISCARD),
-            ("write_zeroes", VIRTIO_BLK_F_WRITE_ZEROES),
-            ("read_only", VIRTIO_BLK_F_RO),
-        ):
-            state[field] = features >> bit & 1
+        self._accept(facts.session_features)
         state["capacity"] = facts.capacity
         guard = 0 if state["read_only"] else min(SLOTS * MAX_SECTORS, facts.capacity // 4 // MAX_SECTORS * MAX_SECTORS)
         state["guard_count"] = guard
@@ -193,6 +172,19 @@ class GuestAttack:
         state["stop"] = self._words.address(0)
         state["timeout_ns"] = int(self._target.timeout * 1e9)
         state["stall_ns"] = min(_STALL_NS, int(state["timeout_ns"]))
+
+    def _accept(self, features: int) -> None:
+        """The features of the next session: they decide what its requests are."""
+        self._features = features
+        for field, bit in (
+            ("event_idx", VIRTIO_RING_F_EVENT_IDX),
+            ("indirect", VIRTIO_RING_F_INDIRECT_DESC),
+            ("flush", VIRTIO_BLK_F_FLUSH),
+            ("discard", VIRTIO_BLK_F_DISCARD),
+            ("write_zeroes", VIRTIO_BLK_F_WRITE_ZEROES),
+            ("read_only", VIRTIO_BLK_F_RO),
+        ):
+            self._state[field] = features >> bit & 1
 
     # The session.
 
@@ -215,7 +207,7 @@ class GuestAttack:
         """A sound session with a ring that runs, unless there is one. DeviceFailed where that does not work."""
         if self._front is not None:
             return
-        self._connection = Connection(self._target.connect())
+        self._connection = Connection(self._target.greet())
         self._front = Frontend(self._connection, self._target.timeout)
         self.sessions += 1
         try:
@@ -224,7 +216,7 @@ class GuestAttack:
                     front.get_protocol_features()
                     front.set_protocol_features(self._facts.protocol_features)
                 front.set_owner()
-                front.set_features(self._facts.session_features)
+                front.set_features(self._features)
                 config = front.get_config(BLK_CONFIG_SIZE_1_1)
                 state = self._state
                 if self._facts.features >> VIRTIO_BLK_F_BLK_SIZE & 1:
@@ -273,7 +265,7 @@ class GuestAttack:
         try:
             with self._talking() as front:
                 front.get_vring_base(0)
-            if self._call(stopped_ring) == FOUND:
+            if self._call(JUDGE) == FOUND:
                 raise self._failure()
             if code == STALLED and not state["mutated"] and not stopped:
                 missing = int(state["outstanding"])
@@ -289,14 +281,14 @@ class GuestAttack:
         state["finding"] = 0
         return DeviceFailed(WRONG, f"{text} (request {int(state['finding_slot'])} of its batch)")
 
-    def _call(self, kernel: Callable[..., int], *arguments: int) -> int:
-        """Run a kernel on a thread of its own, so that Ctrl-C can stop it."""
+    def _call(self, what: int, first: int = 0, second: int = 0) -> int:
+        """Run `drive` on a thread of its own, so that Ctrl-C can stop it."""
         result: list[Any] = []
         done = threading.Event()
 
         def work() -> None:
             try:
-                result.append(kernel(self._guest, *arguments))
+                result.append(drive(self._guest, what, first, second))
             except BaseException as error:  # an index out of bounds, in a checking build
                 result.append(error)
             finally:
@@ -325,11 +317,11 @@ class GuestAttack:
         if code != DONE:
             self._renew(code)
 
-    def _sound(self, kernel: Callable[..., int], *arguments: int) -> None:
+    def _sound(self, what: int, first: int, second: int) -> None:
         """Run a batch in which nothing is broken; every answer has to come."""
         state = self._state
         state["mutate"] = 0
-        code = self._call(kernel, *arguments)
+        code = self._call(what, first, second)
         state["mutate"] = 1
         if code == FOUND:
             raise self._failure()
@@ -342,16 +334,16 @@ class GuestAttack:
         first, count = int(self._state["guard_first"]), int(self._state["guard_count"])
         for at in range(0, count, SLOTS):
             self._fill_seeds(range(SLOTS))
-            self._sound(guard_batch, first + at, min(SLOTS, count - at))
+            self._sound(GUARD_WRITE, first + at, min(SLOTS, count - at))
         self._guarded = True
 
     def _check_guard(self) -> None:
         count = int(self._state["guard_count"]) // MAX_SECTORS
         self._fill_seeds(range(SLOTS))
         if count:
-            self._sound(guard_check, int(self._state["guard_first"]), count)
+            self._sound(GUARD_CHECK, int(self._state["guard_first"]), count)
         else:
-            self._sound(one_batch, 1)
+            self._sound(OFFER, 0, 1)
 
     def _fill_seeds(self, seeds: Any) -> None:
         for index, seed in enumerate(seeds):
@@ -360,14 +352,19 @@ class GuestAttack:
     # An attack.
 
     def attack(self, deadline: float, count: int) -> None:
-        self._connect()
         state = self._state
+        roll = mix64(self._seed + self._turns)
+        dropped = sum(1 << bit for number, bit in enumerate(_SOMETIMES) if roll >> 4 * number & 3 == 0)
+        self._disconnect()
+        self._accept(self._facts.session_features & ~dropped)
+        self._turn_began = int(state["batch"])
+        self._connect()
         state["mutate"] = 1
         end = self.inputs + count
         ends_ns = int(min(deadline, time.monotonic() + 1e6) * 1e9)
         while time.monotonic_ns() < ends_ns and self.inputs < end:
             try:
-                self._judge(self._call(batch_loop, end - self.inputs, ends_ns))
+                self._judge(self._call(LOOP, ends_ns, end - self.inputs))
             finally:
                 self._harvest_hits()
         self._turns += 1
@@ -393,20 +390,22 @@ class GuestAttack:
 
     def suspects(self) -> list[Case]:
         last = int(self._state["batch"])
+        settings = {"breaking_every": int(self._state["breaking_every"]), "features": self._features}
         cases = []
         for count in _SUSPECTS:
             steps = []
-            for batch in range(max(1, last - count + 1), last + 1):
-                steps += [[batch, int(self._guest.seeds[s])] for s in range(batch_seeds(self._guest, batch))]
-            cases.append(Case(self.name, steps, settings={"breaking_every": int(self._state["breaking_every"])}))
-            if count >= last:
+            for batch in range(max(self._turn_began, last - count) + 1, last + 1):
+                steps += [[batch, int(self._guest.seeds[s])] for s in range(drive(self._guest, SEEDS, batch, 0))]
+            cases.append(Case(self.name, steps, self._user_seed, settings))
+            if count >= last - self._turn_began:
                 break
         return cases
 
     def run(self, case: Case) -> None:
         state = self._state
-        state["breaking_every"] = int(case.settings.get("breaking_every", BREAKING_EVERY))
         self._disconnect()
+        state["breaking_every"] = int(case.settings.get("breaking_every", BREAKING_EVERY))
+        self._accept(int(case.settings.get("features", self._facts.session_features)) & self._facts.session_features)
         self._connect()
         batches: dict[int, list[int]] = {}
         for batch, seed in case.steps:
@@ -414,7 +413,7 @@ class GuestAttack:
         for seeds in batches.values():
             state["mutate"] = 1
             self._fill_seeds(seeds[:SLOTS])
-            self._judge(self._call(one_batch, len(seeds[:SLOTS])))
+            self._judge(self._call(OFFER, 0, len(seeds[:SLOTS])))
             self._connect()
         self._harvest_hits()
         self._check_guard()
@@ -427,7 +426,7 @@ class GuestAttack:
         self._state["mutate"] = 1
         for _, seed in case.steps[:_DESCRIBED]:
             self._fill_seeds([seed])
-            make_batch(self._guest, 1)
+            drive(self._guest, MAKE, 0, 1)
             slot = self._guest.slots[0]
             base = int(self._state["slot_at"])
             lines.append(f"request {seed:#x}: header {bytes(self._arena.array(base + HEADER_AT, 16)).hex()}")

@@ -8,7 +8,7 @@ the device said of itself. Sent by `fuzz.front_end`.
 from __future__ import annotations
 
 import struct
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from random import Random
 from typing import Any, Final
 
@@ -169,6 +169,9 @@ class Op:
             return op
         except (TypeError, ValueError):
             raise UsageError(f"--replay: {value!r} is no operation of a front end") from None
+
+    def copy(self) -> Op:
+        return replace(self, fds=list(self.fds), items=list(self.items))
 
     @property
     def is_desync(self) -> bool:
@@ -445,14 +448,14 @@ class Generator:
                     ops.insert(at, ops[at])
                 case _:
                     moved = ops.pop(at)
-            moved = Op(**asdict(ops[min(at, len(ops) - 1)]))
-            moved.items.append(53)
-            ops[min(at, len(ops) - 1)] = moved
+            at = min(at, len(ops) - 1)
+            ops[at] = ops[at].copy()
+            ops[at].items.append(53)
         return ops
 
     def _maybe_broken(self, op: Op) -> Op:
         """Most operations as they are, some with one thing wrong, a few with more."""
-        op = Op(**asdict(op))  # the same message may stand twice in a sequence
+        op = op.copy()  # the same message may stand twice in a sequence
         op.ping = self._random.random() < 0.15
         if op.kind != SEND:
             return op

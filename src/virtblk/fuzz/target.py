@@ -21,6 +21,8 @@ from typing import Final, NamedTuple
 
 from virtblk.errors import OpenError, UsageError
 from virtblk.fuzz.case import CRASH, HANG, LEAK, DeviceFailed
+from virtblk.uapi import vhost_user as uapi
+from virtblk.uapi.vhost_user import FrontendRequest
 from virtblk.vhost_user.connection import Connection
 
 #: Seconds for a device to listen once it is started; it may have to compile everything first.
@@ -28,6 +30,8 @@ START_TIMEOUT: Final = 600.0
 #: Seconds to end by itself when told to.
 _STOP_TIMEOUT: Final = 10.0
 _RETRY_SECONDS: Final = 0.02
+_GREET_SECONDS: Final = 0.001
+_GET_FEATURES: Final = uapi.HEADER.pack(FrontendRequest.VHOST_USER_GET_FEATURES, uapi.VHOST_USER_VERSION, 0)
 #: Seconds for what a session held to be given back.
 _SETTLE_SECONDS: Final = 5.0
 #: How much of the process's own output a report quotes.
@@ -125,11 +129,40 @@ class Target:
         except OSError as error:
             raise DeviceFailed(CRASH, f"{self.exit_text() or 'the device is gone'} ({error.strerror})") from None
 
+    def greet(self) -> socket.socket:
+        """A connection on which GET_FEATURES was answered. Raises DeviceFailed.
+
+        A device that serves one client at a time may hang up on another: it is tried again, for it may not have noticed
+        yet that the client before has gone.
+        """
+        deadline = time.monotonic() + self.timeout
+        while True:
+            sock = self.connect()
+            try:
+                sock.sendall(_GET_FEATURES, socket.MSG_NOSIGNAL)
+                missing = uapi.HEADER.size + uapi.U64.size
+                while missing and (data := sock.recv(missing)):
+                    missing -= len(data)
+                if not missing:
+                    return sock
+            except TimeoutError:
+                sock.close()
+                raise DeviceFailed(HANG, f"a new client is not answered within {self.timeout:g} s") from None
+            except ConnectionError:
+                pass
+            except BaseException:
+                sock.close()
+                raise
+            sock.close()
+            self.check_alive()
+            if time.monotonic() > deadline:
+                raise DeviceFailed(HANG, f"new clients are hung up on for {self.timeout:g} s")
+            time.sleep(_GREET_SECONDS)
+
     def check_alive(self) -> None:
         """DeviceFailed if the process that we started has ended."""
-        text = self.exit_text()
-        if text:
-            raise DeviceFailed(CRASH, text)
+        if self._process is not None and self._process.poll() is not None:
+            raise DeviceFailed(CRASH, self.exit_text())
 
     def exit_text(self) -> str:
         """How the process ended, or nothing while it runs or is not ours."""

@@ -69,6 +69,14 @@ SPINS_PER_CLOCK = 64
 SPIN_NS = 100_000
 #: A broken request that its ring should survive may cost it all the same: it is given so many times as long.
 STALLS = 25
+#: What `drive` does.
+SEEDS = 0
+MAKE = 1
+OFFER = 2
+GUARD_WRITE = 3
+GUARD_CHECK = 4
+LOOP = 5
+JUDGE = 6
 WORDS_PER_SECTOR = SECTOR_SIZE // 8
 
 
@@ -99,7 +107,7 @@ def batch_seeds(g, batch):
     return count
 
 
-@cold_kernel
+@kernel
 def make_batch(g, count):
     """Make the requests of `seeds`, one per slot."""
     g.state[0]["count"] = count
@@ -116,13 +124,19 @@ def make_batch(g, count):
 
 @cold_kernel
 def guard_writes(g, sector, count):
-    """Instead of a batch: `count` sound writes of guarded sectors, from `sector` on."""
-    g.state[0]["mutate"] = 0
-    make_batch(g, count)
+    """Make sound writes of guarded sectors of a batch of sound requests."""
     for s in range(count):
         for word in range(WORDS_PER_SECTOR):
             store_i64(slot_address(g, s) + DATA_AT + 8 * word, guard_word(sector + s, word))
         make_write(g, s, sector + s)
+    copy(g.state[0]["descs_at"], g.state[0]["desc"], g.state[0]["num"] * DESC_SIZE)
+
+
+@cold_kernel
+def guard_reads(g, sector, count):
+    """Make sound reads of guarded sectors of a batch of sound requests."""
+    for s in range(count):
+        make_read(g, s, sector + s * MAX_SECTORS)
     copy(g.state[0]["descs_at"], g.state[0]["desc"], g.state[0]["num"] * DESC_SIZE)
 
 
@@ -333,50 +347,39 @@ def offer_batch(g):
 
 
 @cold_kernel
-def one_batch(g, count):
-    """The requests of `seeds`."""
-    make_batch(g, count)
-    return offer_batch(g)
+def drive(g, what, first, second):
+    """The one way in, since each would be compiled with all that it reaches.
 
-
-@cold_kernel
-def guard_batch(g, sector, count):
-    """Write guarded sectors, which are checked from then on."""
-    guard_writes(g, sector, count)
-    return offer_batch(g)
-
-
-@cold_kernel
-def guard_check(g, sector, count):
-    """Read `count` times MAX_SECTORS guarded sectors from `sector` on, and check them."""
-    g.state[0]["mutate"] = 0
-    make_batch(g, count)
-    for s in range(count):
-        make_read(g, s, sector + s * MAX_SECTORS)
-    copy(g.state[0]["descs_at"], g.state[0]["desc"], g.state[0]["num"] * DESC_SIZE)
-    return offer_batch(g)
-
-
-@cold_kernel
-def batch_loop(g, requests, deadline_ns):
-    """Batch after batch until `deadline_ns`, until `requests` more were sent, or until something happens: DONE, or how
-    the last batch ended."""
-    end = g.state[0]["requests"] + requests
-    while load_acquire_i64(g.state[0]["stop"]) == 0:
-        if clock_ns() >= deadline_ns or g.state[0]["requests"] >= end:
+    SEEDS: fill `seeds` with those of batch number `first`; returns how many. MAKE: make, and do not offer, the requests
+    of the first `second` seeds. OFFER: offer them too. GUARD_WRITE, GUARD_CHECK: write `second` guarded sectors from
+    sector `first` on; read and check MAX_SECTORS times as many. LOOP: batch after batch until the time `first`
+    (clock_ns), until `second` more requests were sent, or until something happens. JUDGE: look at the memory of a batch
+    whose ring the device has given back. All but SEEDS return DONE, RECREATE, STALLED or FOUND.
+    """
+    if what == SEEDS:
+        return batch_seeds(g, first)
+    if what == JUDGE:
+        return check_memory(g)
+    end = g.state[0]["requests"] + second
+    count = second
+    code = DONE
+    while code == DONE:
+        if what == LOOP:
+            if clock_ns() >= first or g.state[0]["requests"] >= end or load_acquire_i64(g.state[0]["stop"]):
+                break
+            g.state[0]["batch"] += 1
+            count = batch_seeds(g, g.state[0]["batch"])
+        make_batch(g, count)
+        if what == MAKE:
             break
-        g.state[0]["batch"] += 1
-        make_batch(g, batch_seeds(g, g.state[0]["batch"]))
+        if what == GUARD_WRITE:
+            guard_writes(g, first, count)
+        elif what == GUARD_CHECK:
+            guard_reads(g, first, count)
         code = offer_batch(g)
-        if code != DONE:
-            return code
-    return DONE
-
-
-@cold_kernel
-def stopped_ring(g):
-    """Judge the memory of a batch whose ring the device has given back."""
-    return check_memory(g)
+        if what != LOOP:
+            break
+    return code
 
 
 assert CANARY > VIRTIO_BLK_S_UNSUPP

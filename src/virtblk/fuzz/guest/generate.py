@@ -162,6 +162,8 @@ def write_descs(g, s):
         flags = g.pieces[first + k]["flags"]
         if k + 1 < pieces:
             flags |= VRING_DESC_F_NEXT
+        if g.pieces[first + k]["addr"] >= g.state[0]["end"] - SLOT_BYTES:  # meant to end where memory does
+            g.pieces[first + k]["addr"] = g.state[0]["end"] - g.pieces[first + k]["len"]
         put_desc(piece_entry(g, s, k), g.pieces[first + k]["addr"], g.pieces[first + k]["len"], flags, start + k + 1)
         if flags & VRING_DESC_F_WRITE:
             writable += g.pieces[first + k]["len"]

@@ -209,7 +209,7 @@ def status_length(g, s):
     elif roll == 1:
         g.pieces[last]["len"] = 2 + below(g, 62)
         g.hits[11] += 1
-    elif roll == 2:
+    elif roll == 2 and g.slots[s]["pieces"] > 1:
         g.slots[s]["pieces"] -= 1
         g.hits[10] += 1
     else:
