@@ -227,6 +227,17 @@ def make_flip(g, s):
 
 
 @cold_kernel
+def protect_guard(g, s):
+    """Mutations may meet, and make a sound write of a request that named guarded sectors: it names others then."""
+    header = slot_address(g, s) + HEADER_AT
+    kind = load_u32(header + OUTHDR_TYPE)
+    sector = load_i64(header + OUTHDR_SECTOR)
+    if kind & VIRTIO_BLK_T_OUT and g.state[0]["guard_first"] - SEGMENT_SECTORS <= sector < g.state[0]["capacity"]:
+        store_i64(header + OUTHDR_SECTOR, g.state[0]["capacity"])
+        g.slots[s]["expect"] = EXPECT_ANY
+
+
+@cold_kernel
 def make_request(g, s, seed):
     """Fill slot `s` with the request of `seed`."""
     g.state[0]["request_seed"] = seed
@@ -249,6 +260,7 @@ def make_request(g, s, seed):
             mutate(g, s)
             while chance(g, 4):
                 mutate(g, s)
+            protect_guard(g, s)
         write_descs(g, s)
         if breaking:
             break_chain(g, s)
