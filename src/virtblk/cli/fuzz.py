@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Fuzz; returns the exit status."""
     path = _path(options)
-    seed, count = parse_size(options.seed, "--seed"), parse_size(options.count, "--count")
+    seed, count = _whole("--seed", options.seed), _whole("--count", options.count)
     runtime = (0.0 if count else 60.0) if options.runtime is None else options.runtime
     if not 0 <= runtime < float("inf"):
         raise UsageError(f"--runtime {runtime:g}: give seconds, 0 or more")
@@ -83,6 +83,13 @@ def run(options: argparse.Namespace) -> int:
     if report.interrupted:
         return 130
     return 1 if report.findings else 0
+
+
+def _whole(option: str, text: str) -> int:
+    try:
+        return parse_size(text, option)
+    except UsageError:
+        raise UsageError(f"{option} {text!r}: give a whole number such as 1000000 or 10m") from None
 
 
 def _path(options: argparse.Namespace) -> str | None:

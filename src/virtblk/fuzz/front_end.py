@@ -159,11 +159,11 @@ class _Session:
         size = len(payload) if op.announced is None else op.announced
         data = self._held + uapi.HEADER.pack(op.request, op.flags, size) + payload
         fds = self._held_fds + [self.fds[name] for name in op.fds]
+        self.desynced = self.desynced or op.is_desync
         if op.glued and len(fds) <= 253 - len(op.fds):
             self._held, self._held_fds = data, fds
             return
         self._held, self._held_fds = b"", []
-        self.desynced = self.desynced or op.is_desync
         self._write(data, fds, op.bytewise)
 
     def flush(self) -> None:
@@ -359,7 +359,8 @@ class FrontEnd:
         with self._session() as session:
             try:
                 for op in Generator("probe", facts).sound_session():
-                    self._do(session, op)
+                    if op.kind == SEND:
+                        session.send(op)
                 session.io(0, 1)
                 session.ping()
             except Closed:

@@ -76,7 +76,7 @@ BREAKING_EVERY: Final = 4096
 #: How long a ring that may be broken is waited for, once it does nothing.
 _STALL_NS: Final = 20_000_000
 #: Batches that are looked through for what caused a failure, step by step.
-_SUSPECTS: Final = (1, 4, 32, 256)
+_SUSPECTS: Final = (1, 2, 4, 16, 64, 512)
 #: Turns between two looks at what the process holds.
 _TURNS_PER_LOOK: Final = 8
 #: Requests that are described for a reader.
@@ -371,6 +371,7 @@ class GuestAttack:
         if self._turns % _TURNS_PER_LOOK == 0:
             self.probe()
         else:
+            self._check_guard()  # now, while it is known who may have changed it
             self._disconnect()
 
     def _harvest_hits(self) -> None:

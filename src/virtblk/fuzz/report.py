@@ -79,7 +79,8 @@ def si(value: float) -> str:
 
 def print_report(report: Report, options: FuzzOptions, out: TextIO) -> None:
     """The table of groups, the totals, and each finding with what to do next."""
-    print(f"{'group':<18}{'sent by':<20}{'kinds':>8}{'inputs':>12}", file=out)
+    if options.attackers:
+        print(f"{'group':<18}{'sent by':<20}{'kinds':>8}{'inputs':>12}", file=out)
     for group in GROUPS:
         if not set(group.attackers) & set(options.attackers):
             continue

@@ -35,7 +35,7 @@ _GET_FEATURES: Final = uapi.HEADER.pack(FrontendRequest.VHOST_USER_GET_FEATURES,
 #: Seconds for what a session held to be given back.
 _SETTLE_SECONDS: Final = 5.0
 #: How much of the process's own output a report quotes.
-_TAIL_LINES: Final = 20
+_TAIL_LINES: Final = 8
 _TAIL_BYTES: Final = 16384
 
 
@@ -88,19 +88,17 @@ class Target:
             try:
                 self._connect().close()
             except (OSError, ValueError) as error:
-                raise OpenError(getattr(error, "errno", None) or 0, f"socket {self.path}: {error}") from None
+                text = getattr(error, "strerror", None) or str(error)
+                raise OpenError(getattr(error, "errno", None) or 0, f"socket {self.path}: {text}") from None
             return
         self._end()
         self.restarts += 1
         with suppress(FileNotFoundError):
             os.unlink(self.path)
-        with self._log.open("wb") as log:
-            try:
-                self._process = subprocess.Popen(
-                    self._words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-                )
-            except OSError as error:
-                raise UsageError(f"--exec {self._command!r}: {error.strerror}") from None
+        try:
+            self._process = self._spawn()
+        except OSError as error:
+            raise UsageError(f"--exec {self._command!r}: {error.strerror}") from None
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
@@ -111,6 +109,11 @@ class Target:
                     last = "\n".join(self.last_words()[-1:]) or self.exit_text() or str(error)
                     raise OpenError(error.errno or 0, f"--exec {self._command!r} does not serve: {last}") from None
             time.sleep(_RETRY_SECONDS)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        """The process, in a group of its own."""
+        with self._log.open("wb") as log:
+            return subprocess.Popen(self._words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
 
     def _connect(self) -> socket.socket:
         """As `Connection.connect`, but a plain socket: what is sent on it need not be sound."""
