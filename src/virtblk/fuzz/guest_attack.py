@@ -8,6 +8,7 @@ serve one client at a time.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -297,8 +298,15 @@ class GuestAttack:
         stop = self._words.address(0)
         store_release_i64(stop, 0)
         thread = threading.Thread(target=work, name="fuzz guest", daemon=True)
-        thread.start()
+        # An interrupt inside of start() would leave a thread behind that nobody waits for, on memory that goes.
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
+            thread.start()
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+            raise
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             while not done.wait(_WAIT_SECONDS):
                 pass
         except BaseException:
