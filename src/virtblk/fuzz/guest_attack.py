@@ -76,6 +76,10 @@ RING_SIZE: Final = SLOTS * SLOT_DESCS
 BREAKING_EVERY: Final = 4096
 #: How long a ring that may be broken is waited for, once it does nothing.
 _STALL_NS: Final = 20_000_000
+#: The same where only requests are broken that a ring can survive, until it is known that they do cost this device its
+#: ring: after so many times.
+_MUTATED_NS: Final = 500_000_000
+_STALLS: Final = 3
 #: Batches that are looked through for what caused a failure, step by step.
 _SUSPECTS: Final = (1, 2, 4, 16, 64, 512)
 #: Turns between two looks at what the process holds.
@@ -173,6 +177,7 @@ class GuestAttack:
         state["stop"] = self._words.address(0)
         state["timeout_ns"] = int(self._target.timeout * 1e9)
         state["stall_ns"] = min(_STALL_NS, int(state["timeout_ns"]))
+        state["mutated_ns"] = min(_MUTATED_NS, int(state["timeout_ns"]))
 
     def _accept(self, features: int) -> None:
         """The features of the next session: they decide what its requests are."""
@@ -263,6 +268,8 @@ class GuestAttack:
         state = self._state
         self.rings += 1
         self.stalls += code == STALLED
+        if self.stalls == _STALLS:
+            state["mutated_ns"] = state["stall_ns"]
         try:
             with self._talking() as front:
                 front.get_vring_base(0)

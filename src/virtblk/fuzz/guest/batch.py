@@ -67,8 +67,6 @@ from virtblk.uapi.virtio_ring import (
 SPINS_PER_CLOCK = 64
 #: Spinning after which the core is given away.
 SPIN_NS = 100_000
-#: A broken request that its ring should survive may cost it all the same: it is given so many times as long.
-STALLS = 25
 #: What `drive` does.
 SEEDS = 0
 MAKE = 1
@@ -220,7 +218,7 @@ def await_answers(g, due):
     if breaking:
         patience = g.state[0]["stall_ns"]
     elif g.state[0]["mutated"]:
-        patience = min(patience, STALLS * g.state[0]["stall_ns"])
+        patience = min(patience, g.state[0]["mutated_ns"])
     spins = 0
     began = clock_ns()
     last = began

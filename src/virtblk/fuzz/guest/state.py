@@ -68,7 +68,8 @@ STATE_DTYPE = np.dtype(
         ("breaking_every", "i8"),  # one request in so many may break the ring
         ("stop", "i8"),  # address of the word that ends it
         ("timeout_ns", "i8"),
-        ("stall_ns", "i8"),
+        ("stall_ns", "i8"),  # without an answer, before a ring that should break is taken to be broken
+        ("mutated_ns", "i8"),  # and a ring that should not, but has broken requests
         # of the request that is being made
         ("request_seed", "i8"),
         ("draw", "i8"),
