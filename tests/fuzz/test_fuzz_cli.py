@@ -43,6 +43,7 @@ def test_nothing_is_found_in_our_device(disk: str, tmp_path: Path, capsys: pytes
     assert report["inputs"]["total"] == report["inputs"]["guest"] + report["inputs"]["front-end"]
     assert min(report["inputs"].values()) > 0
     assert not report["interrupted"]
+    assert report["details"]["dead_sessions"] == 0  # a broken ring is made anew in the same session
     assert set(report["groups"]) == {group.name for group in GROUPS}
     assert report["groups"]["chain"]["covered"] > 3
     assert report["groups"]["messages"]["covered"] > 3

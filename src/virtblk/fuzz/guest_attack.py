@@ -62,7 +62,9 @@ from virtblk.uapi.virtio_ring import (
     DESC_LEN,
     DESC_NEXT,
     DESC_SIZE,
+    USED_ELEM_SIZE,
     USED_IDX,
+    USED_RING,
 )
 from virtblk.vhost_user.connection import Connection, ConnectionClosed
 from virtblk.vhost_user.frontend import Frontend, Region, RequestRefused
@@ -110,6 +112,9 @@ class GuestAttack:
         self.rings = 0  # made anew
         self.stalls = 0
         self.sessions = 0
+        self.dead_sessions = 0  # in which a ring that had been broken could not be used again
+        self._renewed = False  # this session's ring was broken, and made anew
+        self._reconnects = False  # as it has shown, this device needs a new session for that
         self._connection: Connection | None = None
         self._front: Frontend | None = None
         self._guarded = False
@@ -152,6 +157,7 @@ class GuestAttack:
             "rings": self.rings,
             "stalls": self.stalls,
             "guest_sessions": self.sessions,
+            "dead_sessions": self.dead_sessions,
         }
 
     def _prepare(self) -> None:
@@ -216,6 +222,7 @@ class GuestAttack:
         self._connection = Connection(self._target.greet())
         self._front = Frontend(self._connection, self._target.timeout)
         self.sessions += 1
+        self._renewed = False
         try:
             with self._talking() as front:
                 if front.get_features() >> uapi.VHOST_USER_F_PROTOCOL_FEATURES & 1:
@@ -251,6 +258,8 @@ class GuestAttack:
         ring[:] = 0
         store_u16(int(state["avail"]) + AVAIL_IDX, base)
         store_u16(int(state["used"]) + USED_IDX, base)
+        # What a device that ran until now has left there: not all of them say anew that they want to be kicked.
+        store_u16(int(state["used"]) + USED_RING + USED_ELEM_SIZE * RING_SIZE, base)
         state["idx"] = state["used_idx"] = base
         self._guest.out[:] = 0
         for fd in self._fds:
@@ -263,9 +272,14 @@ class GuestAttack:
             os.eventfd_write(kick, 1)
 
     def _renew(self, code: int) -> None:
-        """Take the ring back, judge what became of the last batch, and start another."""
-        stopped = bool(load_i64(self._words.address(0)))
+        """Take the ring back, judge what became of the last batch, and start another.
+
+        A device may be unable to start a broken ring again in the same session. Once that has shown, there is a new
+        session instead; in one whose ring never broke every sound request has to be answered.
+        """
         state = self._state
+        sound = code == STALLED and not state["mutated"]
+        renewed, self._renewed = self._renewed, True
         self.rings += 1
         self.stalls += code == STALLED
         if self.stalls == _STALLS:
@@ -275,12 +289,21 @@ class GuestAttack:
                 front.get_vring_base(0)
             if self._call(JUDGE) == FOUND:
                 raise self._failure()
-            if code == STALLED and not state["mutated"] and not stopped:
-                missing = int(state["outstanding"])
-                raise DeviceFailed(HANG, f"{missing} sound requests are not answered within {self._target.timeout:g} s")
-            self._start_ring()
+            if sound and not renewed:
+                raise self._unanswered()
+            self._reconnects = self._reconnects or sound
+            if not self._reconnects:
+                self._start_ring()
+                return
+            self.dead_sessions += 1
+            self._disconnect()
         except _Closed:
-            self._connect()
+            pass
+        self._connect()
+
+    def _unanswered(self) -> DeviceFailed:
+        missing = int(self._state["outstanding"])
+        return DeviceFailed(HANG, f"{missing} sound requests are not answered within {self._target.timeout:g} s")
 
     def _failure(self) -> DeviceFailed:
         state = self._state
@@ -333,17 +356,23 @@ class GuestAttack:
             self._renew(code)
 
     def _sound(self, what: int, first: int, second: int) -> None:
-        """Run a batch in which nothing is broken; every answer has to come."""
+        """Run a batch in which nothing is broken; every answer has to come, in a new session at the latest."""
         state = self._state
-        state["mutate"] = 0
-        code = self._call(what, first, second)
-        state["mutate"] = 1
-        if code == FOUND:
-            raise self._failure()
-        if code != DONE:
+        while True:
+            state["mutate"] = 0
+            code = self._call(what, first, second)
+            state["mutate"] = 1
+            if code == FOUND:
+                raise self._failure()
+            if code == DONE:
+                return
             self._target.check_alive()
-            missing = int(state["outstanding"])
-            raise DeviceFailed(HANG, f"{missing} sound requests are not answered within {self._target.timeout:g} s")
+            if not self._renewed:
+                raise self._unanswered()
+            self._reconnects = True
+            self.dead_sessions += 1
+            self._disconnect()
+            self._connect()
 
     def _write_guard(self) -> None:
         first, count = int(self._state["guard_first"]), int(self._state["guard_count"])
