@@ -8,7 +8,6 @@ serve one client at a time.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -313,13 +312,19 @@ class GuestAttack:
         return DeviceFailed(WRONG, f"{text} (request {int(state['finding_slot'])} of its batch)")
 
     def _call(self, what: int, first: int = 0, second: int = 0) -> int:
-        """Run `drive` on a thread of its own, so that Ctrl-C can stop it."""
+        """Run `drive` on a thread of its own, so that Ctrl-C can stop it. It does not run any more on return."""
         result: list[Any] = []
         done = threading.Event()
+        gate = threading.Lock()
+        begun = given_up = False
 
         def work() -> None:
+            nonlocal begun
+            with gate:
+                begun = not given_up
             try:
-                result.append(drive(self._guest, what, first, second))
+                if begun:
+                    result.append(drive(self._guest, what, first, second))
             except BaseException as error:  # an index out of bounds, in a checking build
                 result.append(error)
             finally:
@@ -327,24 +332,18 @@ class GuestAttack:
 
         stop = self._words.address(0)
         store_release_i64(stop, 0)
-        thread = threading.Thread(target=work, name="fuzz guest", daemon=True)
-        # An interrupt inside of start() would leave a thread behind that nobody waits for, on memory that goes.
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            thread.start()
-        except BaseException:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-            raise
-        try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+            threading.Thread(target=work, name="fuzz guest", daemon=True).start()
             while not done.wait(_WAIT_SECONDS):
                 pass
-        except BaseException:
+        except BaseException:  # Ctrl-C, inside of start() too
+            with gate:
+                given_up = True
             store_release_i64(stop, 1)
-            done.wait()
+            while begun and not done.is_set():
+                with suppress(KeyboardInterrupt):
+                    done.wait(_WAIT_SECONDS)
             raise
-        finally:
-            thread.join()
         if isinstance(result[0], BaseException):
             raise result[0]
         return int(result[0])
