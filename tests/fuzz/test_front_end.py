@@ -93,6 +93,16 @@ def test_silence_out_of_step_is_none(tmp_path: Path) -> None:
         assert front.messages == 4
 
 
+def test_more_descriptors_than_one_write_takes(tmp_path: Path) -> None:
+    """Glued messages go out in as many writes as their descriptors need."""
+    many = Op(request=2, fds=["call"] * 253, glued=True)
+    path = tmp_path / "s"
+    with server(path, answering(REPLY)), Target(str(path), None, 5.0) as target, FrontEnd(target, Coverage()) as front:
+        desync = Op(request=2, payload="00", announced=8)
+        front.run([many, many, many.copy(), desync])
+        assert front.messages == 4
+
+
 def test_sessions_are_parted_and_counted(tmp_path: Path) -> None:
     def serve(client: socket.socket) -> None:
         while client.recv(4096):

@@ -51,7 +51,7 @@ from virtblk.uapi.virtio_ring import (
     VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE,
 )
-from virtblk.vhost_user.connection import Connection, ConnectionClosed
+from virtblk.vhost_user.connection import SCM_MAX_FD, Connection, ConnectionClosed
 from virtblk.vhost_user.frontend import Frontend, RequestRefused
 from virtblk.vhost_user.message import ProtocolError
 
@@ -155,12 +155,14 @@ class _Session:
 
     def send(self, op: Op) -> None:
         """Closed where the device hung up, DeviceFailed where it takes nothing."""
+        if len(self._held_fds) + len(op.fds) > SCM_MAX_FD:
+            self.flush()
         payload = bytes.fromhex(op.payload)
         size = len(payload) if op.announced is None else op.announced
         data = self._held + uapi.HEADER.pack(op.request, op.flags, size) + payload
         fds = self._held_fds + [self.fds[name] for name in op.fds]
         self.desynced = self.desynced or op.is_desync
-        if op.glued and len(fds) <= 253 - len(op.fds):
+        if op.glued:
             self._held, self._held_fds = data, fds
             return
         self._held, self._held_fds = b"", []

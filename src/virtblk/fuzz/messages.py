@@ -24,6 +24,7 @@ from virtblk.uapi.virtio_config import (
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_RING_F_INDIRECT_DESC,
 )
+from virtblk.vhost_user.connection import SCM_MAX_FD
 from virtblk.virtio.virtqueue import SplitLayout
 
 SEND: Final = "send"
@@ -542,8 +543,8 @@ class Generator:
                 op.fds = []
                 op.items.append(61)
             case 1:
-                extra = self._random.choice((1, 2, 8, 9, 33, 64, 253))
-                op.fds = (op.fds + [self._random.choice(SOUND_FDS)] * extra)[:253]
+                extra = self._random.choice((1, 2, 8, 9, 33, 64, SCM_MAX_FD))
+                op.fds = (op.fds + [self._random.choice(SOUND_FDS)] * extra)[:SCM_MAX_FD]
                 op.items.append(61)
             case 2 if op.request == Request.VHOST_USER_SET_VRING_KICK:
                 op.fds = [self._random.choice(("full-eventfd", "hung-pipe", "blocking-eventfd", "pipe-read"))]
