@@ -30,6 +30,8 @@ START_TIMEOUT: Final = 600.0
 #: Seconds to end by itself when told to.
 _STOP_TIMEOUT: Final = 10.0
 _RETRY_SECONDS: Final = 0.02
+#: Seconds for a process whose socket is gone to end: a core dump takes its time.
+_DYING_SECONDS: Final = 2.0
 _GREET_SECONDS: Final = 0.001
 _GET_FEATURES: Final = uapi.HEADER.pack(FrontendRequest.VHOST_USER_GET_FEATURES, uapi.VHOST_USER_VERSION, 0)
 #: Seconds for what a session held to be given back.
@@ -172,8 +174,8 @@ class Target:
         if self._process is None:
             return ""
         if self._process.poll() is None:
-            with suppress(subprocess.TimeoutExpired):  # its socket may be gone a moment before itself
-                self._process.wait(_RETRY_SECONDS)
+            with suppress(subprocess.TimeoutExpired):  # its socket may be gone some time before itself
+                self._process.wait(_DYING_SECONDS)
         code = self._process.returncode
         if code is None:
             return ""

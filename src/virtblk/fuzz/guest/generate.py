@@ -7,7 +7,7 @@ made again. Writes its slot, its descriptors, what may be written, and what is e
 from __future__ import annotations
 
 from virtblk.fuzz.guest.breaking import break_chain
-from virtblk.fuzz.guest.mutate import mutate
+from virtblk.fuzz.guest.mutate import FIRST_UNKNOWN, mutate
 from virtblk.fuzz.guest.request import (
     add_piece,
     add_range,
@@ -193,17 +193,25 @@ def add_flip(g, address, width, second):
 
 @cold_kernel
 def make_flip(g, s):
-    """Arm the word that this request has chosen to change. Both of its values are harmless to the guard."""
+    """Arm the word that this request has chosen to change.
+
+    A device that gathers a header in pieces may see some bytes of one value and some of the other. No such mixture may
+    write to the guard: a sector that is written to differs in its highest byte only, types in bytes that no type has.
+    """
     flip = g.slots[s]["flip"]
     base = slot_address(g, s)
     first = s * SLOT_DESCS
     k = below(g, g.slots[s]["pieces"])
     entry = piece_entry(g, s, k)
     if flip == FLIP_TYPE:
-        add_flip(g, base + HEADER_AT + OUTHDR_TYPE, 4, VIRTIO_BLK_T_IN if chance(g, 2) else below(g, 1 << 16) + 64)
+        unknown = below(g, 256) << 8 | (FIRST_UNKNOWN + below(g, 256 - FIRST_UNKNOWN))
+        add_flip(g, base + HEADER_AT + OUTHDR_TYPE, 4, VIRTIO_BLK_T_IN if chance(g, 2) else unknown)
         g.hits[39] += 1
     elif flip == FLIP_SECTOR:
-        other = below(g, g.state[0]["guard_first"] - SEGMENT_SECTORS) if chance(g, 2) else g.state[0]["capacity"]
+        if load_u32(base + HEADER_AT + OUTHDR_TYPE) == VIRTIO_BLK_T_IN and chance(g, 2):
+            other = below(g, g.state[0]["capacity"] + MAX_SECTORS)
+        else:
+            other = load_i64(base + HEADER_AT + OUTHDR_SECTOR) ^ (-(1 << 62) - (1 << 62))
         add_flip(g, base + HEADER_AT + OUTHDR_SECTOR, 8, other)
         g.hits[39] += 1
     elif flip == FLIP_ADDR:
