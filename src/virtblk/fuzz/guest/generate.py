@@ -203,6 +203,8 @@ def make_flip(g, s):
     first = s * SLOT_DESCS
     k = below(g, g.slots[s]["pieces"])
     entry = piece_entry(g, s, k)
+    if flip == FLIP_ADDR and g.pieces[first + k]["flags"] & VRING_DESC_F_WRITE == 0:
+        flip = FLIP_LEN  # what is read must not come from where anything may lie
     if flip == FLIP_TYPE:
         unknown = below(g, 256) << 8 | (FIRST_UNKNOWN + below(g, 256 - FIRST_UNKNOWN))
         add_flip(g, base + HEADER_AT + OUTHDR_TYPE, 4, VIRTIO_BLK_T_IN if chance(g, 2) else unknown)

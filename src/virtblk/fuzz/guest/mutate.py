@@ -243,10 +243,13 @@ def more_pieces(g, s):
 
 @cold_kernel
 def odd_address(g, s):
-    """23, 24, 28: buffers at the end of memory, over the ring, over each other."""
-    if g.slots[s]["pieces"] < 3:
-        return
+    """23, 24, 28: buffers at the end of memory, over the ring, over each other.
+
+    Only data, and no segments: a header or segment that lies where anything may lie could name guarded sectors.
+    """
     k = s * SLOT_DESCS + 1
+    if g.slots[s]["pieces"] < 3 or has_segments(g, s) or g.pieces[k]["addr"] != slot_address(g, s) + DATA_AT:
+        return
     roll = below(g, 3)
     if roll == 0:
         g.pieces[k]["addr"] = g.state[0]["end"] - g.pieces[k]["len"]
