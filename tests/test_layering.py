@@ -45,8 +45,9 @@ MAY_IMPORT = {
     "disk": f"{_DRIVER} driver names server",
     "bench": f"{_DRIVER} {_DEVICE} driver device names server disk virtblk",
     "check": f"{_GROUND} {_MESSAGES} names virtblk",
-    "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench check log metrics exporter"
+    "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench check fuzz log metrics exporter"
     " server_metrics virtblk",
+    "fuzz": f"{_LEAF} virtio {_MESSAGES} vhost_user.frontend names",
     "__main__": "cli",
     "virtblk": "errors disk server",
 }

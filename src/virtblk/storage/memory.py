@@ -40,7 +40,7 @@ def memory_zero(disk, requests, i):
 
 @kernel
 def memory_prefetch(disk, requests, i):
-    """Fetch the first of the disk's bytes that record `i` reads or writes, while the batch's other chains are parsed."""
+    """Fetch the first disk bytes that record `i` reads or writes, while the batch's other chains are parsed."""
     op = requests[i]["op"]
     if op == OP_READ or op == OP_WRITE:
         at = disk + requests[i]["offset"]
