@@ -16,6 +16,8 @@ from virtblk.fuzz.groups import FRONT_END, GUEST
 RUNTIME = 120.0
 TIMEOUT = 30.0
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:

@@ -8,7 +8,6 @@ from typing import Final
 from virtblk.check.checks import DEVICE
 from virtblk.check.requirement import Requirement
 from virtblk.check.runner import FEATURE_NAMES
-
 from virtblk.device.virtio_blk import VirtioBlkDevice
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.names import parse_name

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from vhost_user.fakes import eventfds, open_fds
+from virtblk.vhost_user import connection
 from virtblk.vhost_user.connection import Connection, ConnectionClosed, Stopped, check_socket_path
 from virtblk.vhost_user.message import ProtocolError, encode_header
 
@@ -187,6 +188,22 @@ def test_a_wrong_header_ends_the_connection(raw: socket.socket, conn: Connection
         with pytest.raises(ProtocolError):
             conn.recv(5)
         assert open_fds() == before
+    with pytest.raises(ConnectionClosed):
+        conn.recv(5)
+
+
+@pytest.mark.parametrize("sent", [1, 11, 12, 19])
+def test_regression_half_a_message_with_the_peers_own_end(
+    raw: socket.socket, conn: Connection, monkeypatch: pytest.MonkeyPatch, sent: int
+) -> None:
+    """Who holds the peer's end never hears that the peer is gone: the rest of a message has a bound of its own."""
+    monkeypatch.setattr(connection, "REST_SECONDS", 0.2)
+    before = open_fds()
+    send_fds(raw, MESSAGE[:sent], [raw.fileno()])
+    raw.close()
+    with pytest.raises(ProtocolError, match=r"did not come within 0.2 s"):
+        conn.recv(None)
+    assert open_fds() == before - 1
     with pytest.raises(ConnectionClosed):
         conn.recv(5)
 

@@ -19,13 +19,15 @@ FAIL_ON: Final = ("critical", "high", "low", "deviation", "never")
 
 EPILOG: Final = """examples:
   virtblk check vhost-user:/run/disk.sock
-  virtblk check --scratch --exec "qemu-storage-daemon --blockdev driver=null-co,size=1g,node-name=d \\
+  virtblk check --scratch --exec "qemu-storage-daemon \\
+      --blockdev driver=null-co,size=1073741824,node-name=d \\
       --export type=vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={socket}"
   virtblk check --driver --timeout 9 --exec "virtblk bench vhost-user:{socket} --rw randread \\
       --size 1m --verify crc32c --runtime 0.3 --timeout 2"
   virtblk check --only split --skip 'split.size-*' vhost-user:/run/disk.sock
 
-verdicts: PASS; FAIL; REJECT: refused cleanly, which is safe; WEDGED: dead, or serves nobody any more; SKIP: and why.
+verdicts: PASS; FAIL; REJECT: refused cleanly, which is safe; WEDGED: dead, or serves nobody any
+more; SKIP: and why.
 With --exec a device that is dead or hangs is started again for the next check.
 With --driver the command is run once per check: exit status 0 says that all went well, any other
 that something did not. Its own time-out has to be shorter than --timeout."""

@@ -35,6 +35,8 @@ from virtblk.vhost_user.message import Message, ProtocolError, decode_header, en
 SCM_MAX_FD: Final = 253
 #: sizeof(sun_path) - 1: the longest path that a Unix socket can be bound to, in bytes.
 MAX_SOCKET_PATH: Final = 107
+#: Seconds that a receiver waits for the rest of a message, once something of it has come.
+REST_SECONDS: Final = 3.0
 
 _FD_SIZE: Final = array.array("i").itemsize
 _CONTROL_SPACE: Final = socket.CMSG_SPACE(SCM_MAX_FD * _FD_SIZE)
@@ -128,8 +130,8 @@ class Connection:
     def recv(self, timeout: float | None = None, *, stop_fd: int = -1) -> Message:
         """Receive one message; it owns the descriptors that came with it. `timeout` in seconds, None for no limit.
 
-        Raises ConnectionClosed at the end of the stream, ProtocolError for a header that cannot be, TimeoutError, and
-        Stopped as soon as `stop_fd` is readable. No descriptor survives any of them.
+        Raises ConnectionClosed at the end of the stream, ProtocolError for a header that cannot be or a message whose
+        rest stays away, TimeoutError, and Stopped as soon as `stop_fd` is readable. No descriptor survives any of them.
         """
         self._check_usable()
         deadline = _deadline(timeout)
@@ -194,8 +196,13 @@ class Connection:
         self.close()
 
     def _recv_exactly(self, size: int, fds: list[int], deadline: float | None, stop_fd: int, part: str) -> bytes:
-        """`size` bytes; descriptors that come along go into `fds` at once, so that the caller can close them."""
+        """`size` bytes; descriptors that come along go into `fds` at once, so that the caller can close them.
+
+        What has begun has to go on within REST_SECONDS: among the descriptors of half a message may be the peer's own
+        end, and while we hold that, we do not hear of the peer's death.
+        """
         data = bytearray()
+        rest = _deadline(REST_SECONDS) if part == "payload" else None
         try:
             while len(data) < size:
                 try:
@@ -203,7 +210,10 @@ class Connection:
                         size - len(data), _CONTROL_SPACE, socket.MSG_CMSG_CLOEXEC
                     )
                 except BlockingIOError:
-                    self._wait(select.POLLIN, deadline, stop_fd)
+                    if rest is None or (deadline is not None and deadline <= rest):
+                        self._wait(select.POLLIN, deadline, stop_fd)
+                    else:
+                        self._wait_for_rest(rest, stop_fd, part)
                     continue
                 except ConnectionResetError:
                     piece, control, flags = b"", [], 0
@@ -219,11 +229,18 @@ class Connection:
                     where = f" after {len(data)} of {size} bytes of a {part}" if data or part != "header" else ""
                     raise ConnectionClosed(f"the peer closed the connection{where}")
                 data += piece
+                rest = _deadline(REST_SECONDS)
         except BaseException as error:
             if data or fds:
                 self._unusable = f"{type(error).__name__} in the middle of a message"
             raise
         return bytes(data)
+
+    def _wait_for_rest(self, until: float, stop_fd: int, part: str) -> None:
+        try:
+            self._wait(select.POLLIN, until, stop_fd)
+        except TimeoutError:
+            raise ProtocolError(f"the rest of a {part} did not come within {REST_SECONDS:g} s") from None
 
     def _wait(self, events: int, deadline: float | None, stop_fd: int) -> None:
         poller = select.poll()
