@@ -11,20 +11,21 @@ from virtblk.names import parse_name, parse_size
 
 _ATTACKERS = ("both", "front-end", "guest")
 EXAMPLES = """examples:
-  virtblk fuzz vhost-user:/run/disk.sock                        a minute of it, on a device that runs
-  virtblk fuzz --exec "mydevice --socket {socket} scratch.img"  restarted when it dies, watched for leaks
-  virtblk fuzz --exec "..." --count 10m --runtime 0 --seed 7    as many inputs, whatever it takes
-  virtblk fuzz --exec "..." --replay fuzz-crash-guest-7.json    one saved case again
+  virtblk fuzz vhost-user:/run/disk.sock                      a minute of it, on what runs there
+  virtblk fuzz --exec "mydevice --socket {socket} disk.img"   restarted, watched for leaks
+  virtblk fuzz --exec "..." --count 10m --runtime 0 --seed 7  as many inputs, whatever it takes
+  virtblk fuzz --exec "..." --replay fuzz-crash-guest-7.json  one saved case again
 
-It writes to the disk: give it one that holds nothing. exit status: 0 nothing found; 1 a finding; 2 wrong usage;
-130 interrupted"""
+It writes to the disk: give it one that holds nothing. exit status: 0 nothing found; 1 a finding;
+2 wrong usage; 130 interrupted"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `virtblk fuzz`."""
     parser.description = (
-        "Attack a vhost-user-blk device as its front end and as its guest, mostly with sound input that is broken in\n"
-        "one place. A crash, a hang, a leak or wrong data ends the run; what caused it is minimised and saved."
+        "Attack a vhost-user-blk device as its front end and as its guest, mostly with sound input that is\n"
+        "broken in one place. A crash, a hang, a leak or wrong data ends the run; what caused it is\n"
+        "minimised and saved."
     )
     parser.epilog = EXAMPLES
     add = parser.add_argument
