@@ -201,9 +201,9 @@ class _Session:
         try:
             return self._backend.run(stop_fd)
         finally:
-            self._server.accounts.session_ends()
             if self._memory.violations:
                 self._server.violated(self._memory.violations)
+            self._server.accounts.session_ends()  # last: who sees it ended sees what came of it
 
 
 def serve(

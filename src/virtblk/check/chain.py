@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from virtblk.check.memory import GUEST, USER, Memory
+from virtblk.check.memory import DEFAULT_SIZE, GUEST, USER, Memory
 from virtblk.check.requirement import DEVICE, Failed, Severity
 from virtblk.check.ring import INDIRECT, NEXT, WRITE, Buffer, Desc
 from virtblk.check.runner import Tester
@@ -369,7 +369,7 @@ def address_top(t: Tester) -> str:
 @DEVICE.must("chain.address-past-end", "2.7.5", Severity.CRITICAL)
 def address_past_end(t: Tester) -> str:
     """A data buffer that begins in guest memory and ends behind it does no harm."""
-    return _data_at(t, GUEST + Memory().size - 256)
+    return _data_at(t, GUEST + DEFAULT_SIZE - 256)
 
 
 @DEVICE.must("chain.address-user", "2.7.5", Severity.CRITICAL)
