@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,23 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.harness import a_run
-from virtblk import __version__
-from virtblk.bench import report
+from virtblk import __version__, progress
 from virtblk.bench.comparison import compare
 from virtblk.bench.cpu import Usage
 from virtblk.bench.job import JobOptions
 from virtblk.bench.report import (
     ProgressLine,
     as_json,
-    check_json,
     duration,
     format_table,
     print_report,
     rows_of,
     si,
-    write_json,
 )
-from virtblk.errors import UsageError
 
 #: The issue's list, and what this version adds to it.
 # fmt: off
@@ -261,30 +256,6 @@ def test_a_run_without_an_io_is_json_too() -> None:
     assert run["driver_cpu"]["ns_per_io"] is None
 
 
-def test_json_goes_to_a_file_or_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target = tmp_path / "out.json"
-    write_json(str(target), {"a": 1})
-    write_json("-", {"a": 1})
-    assert json.loads(target.read_text()) == json.loads(capsys.readouterr().out) == {"a": 1}
-
-
-@pytest.mark.parametrize(("name", "says"), [("missing/out.json", "No such file"), (".", "Is a directory")])
-def test_a_file_that_cannot_be_written(tmp_path: Path, name: str, says: str) -> None:
-    target = str(tmp_path / name)
-    for attempt in (check_json, lambda target: write_json(target, {})):
-        with pytest.raises(UsageError, match=re.escape(f"--json {target!r}: {says}")):
-            attempt(target)
-
-
-def test_checking_leaves_the_file_system_as_it_is(tmp_path: Path) -> None:
-    old, new = tmp_path / "old.json", tmp_path / "new.json"
-    old.write_text("kept")
-    for target in (str(old), str(new), "-"):
-        check_json(target)
-    assert old.read_text() == "kept"
-    assert list(tmp_path.iterdir()) == [old]
-
-
 # Progress.
 
 
@@ -296,7 +267,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from pathlib import Path
 from typing import Any, TextIO
 
 from virtblk import __version__
 from virtblk.bench.comparison import Comparison, iops_interval
 from virtblk.bench.job import JobOptions
 from virtblk.bench.stat import RunResult
-from virtblk.errors import UsageError
+from virtblk.progress import StatusLine
 
 Column = tuple[str, str]
 
@@ -140,68 +136,20 @@ def as_json(
     }
 
 
-def check_json(target: str) -> None:
-    """Raise UsageError where `write_json` would. Leaves the file as it is, and none where there was none."""
-    if target == "-":
-        return
-    path = Path(target)
-    existed = path.exists()
-    try:
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise UsageError(f"--json {target!r}: {error.strerror}") from error
-
-
-def write_json(target: str, value: dict[str, Any]) -> None:
-    """Write to a file, or to standard output for `-`. Raises UsageError where the file cannot be written."""
-    text = json.dumps(value, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text)
-    except OSError as error:
-        raise UsageError(f"--json {target!r}: {error.strerror}") from error
-
-
-class ProgressLine:
-    """A bar on a terminal, a line every few seconds in a log."""
-
-    LOG_SECONDS = 5.0
+class ProgressLine(StatusLine):
+    """How far the current run is."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._tty = stream.isatty()
-        self._last = 0.0
-        self._width = 0
+        super().__init__(stream)
         self._label = ""
 
     def __call__(self, label: str, passed: float, planned: float, ios: int, limit: int) -> None:
-        now = time.monotonic()
         if label != self._label:
             self._label = label
-            self._last = now if not self._tty else 0.0
-        if now - self._last < (0.2 if self._tty else self.LOG_SECONDS):
+            self.begin()
+        if not self.due():
             return
-        self._last = now
         share = passed / planned if planned else (ios / limit if limit else 0.0)
         share = min(1.0, max(0.0, share))
         of = f"{passed:.1f} of {planned:g} s" if planned else f"{share:.0%}"
-        text = f"{label}: {of}, {si(ios / passed if passed > 0 else 0)} IOPS"
-        if self._tty:
-            done = round(share * 24)
-            text = f"[{'#' * done}{'.' * (24 - done)}] {text}"
-            self._stream.write("\r" + text.ljust(self._width))
-            self._width = len(text)
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
-
-    def clear(self) -> None:
-        """Take the bar off the terminal."""
-        if self._tty and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._stream.flush()
-            self._width = 0
+        self.write(f"{label}: {of}, {si(ios / passed if passed > 0 else 0)} IOPS", share)

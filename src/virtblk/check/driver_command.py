@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from virtblk.errors import UsageError
 from virtblk.names import parse_name
+from virtblk.result_file import write_json
 
 if TYPE_CHECKING:
     from virtblk.check.driver_trial import FrontEnd
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     failing = [] if options.fail_on == "never" else [r for r in results if r.fails(Severity[options.fail_on.upper()])]
     print(report.summary_text(results, seconds), file=out)
     if options.json is not None:
-        report.write_json(options.json, report.json_value({"driver": name}, results, seconds))
+        write_json(options.json, report.json_value({"driver": name}, results, seconds))
     if options.junit is not None:
         report.write_junit(options.junit, results, failing, seconds)
     return 1 if failing else 0

@@ -5,8 +5,6 @@ JSON: {"device": {...}, "results": [{"id", "section", "level", "verdict", "sever
 
 from __future__ import annotations
 
-import json
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -98,18 +96,6 @@ def json_value(device: dict[str, Any], results: Sequence[Result], seconds: float
             for result in results
         ],
     }
-
-
-def write_json(target: str, value: dict[str, Any]) -> None:
-    """To a file, or to standard output for `-`. UsageError where the file cannot be written."""
-    text = json.dumps(value, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text)
-    except OSError as error:
-        raise UsageError(f"--json {target!r}: {error.strerror}") from error
 
 
 def write_junit(target: str, results: Sequence[Result], failing: Sequence[Result], seconds: float) -> None:

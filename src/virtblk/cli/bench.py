@@ -21,6 +21,7 @@ from virtblk.bench.posting import PRESETS
 from virtblk.cli.bench_fio import add_job_arguments, check_job_options, check_no_job, run_job_file
 from virtblk.errors import DeviceError, UsageError
 from virtblk.names import format_size, parse_name, parse_size
+from virtblk.result_file import check_json, write_json
 
 DEFAULT_DISK = "ram:512m"
 EXAMPLES = """examples:
@@ -219,7 +220,7 @@ def run(options: argparse.Namespace) -> int:
 
     # numba and all that, only once the options are known to be right
     from virtblk.bench.comparison import compare
-    from virtblk.bench.report import ProgressLine, as_json, check_json, print_report, write_json
+    from virtblk.bench.report import ProgressLine, as_json, print_report
     from virtblk.bench.runner import Runner
     from virtblk.bench.session import Session
     from virtblk.bench.stat import RunResult
@@ -276,7 +277,6 @@ def _compare(options: argparse.Namespace) -> int:
     if options.disk is not None:
         raise UsageError(f"--compare runs nothing; leave out {options.disk}")
     from virtblk.bench.compare import compare_files, print_compared
-    from virtblk.bench.report import check_json, write_json
 
     if options.json:
         check_json(options.json)

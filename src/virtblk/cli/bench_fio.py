@@ -17,6 +17,7 @@ from virtblk.bench.fio_options import JobFile, parse_job_file
 from virtblk.bench.job import JobOptions
 from virtblk.errors import DeviceError, UsageError
 from virtblk.names import format_size, parse_name
+from virtblk.result_file import write_json
 
 DEFAULT_PATH: Final = "bio"
 FORMATS: Final = ("normal", "json", "json+")
@@ -88,7 +89,7 @@ def run_job_file(options: argparse.Namespace, base: JobOptions, default_disk: st
     from virtblk.bench.fio_plan import FileOptions
     from virtblk.bench.fio_report import cost_as_json, print_fio_report
     from virtblk.bench.fio_runner import FioRunner, WaveResult, compile_fio_jobs
-    from virtblk.bench.report import ProgressLine, write_json
+    from virtblk.bench.report import ProgressLine
     from virtblk.bench.session import Session
 
     as_json = options.output_format in ("json", "json+")

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Final
 
 from virtblk.errors import UsageError
 from virtblk.names import parse_name
+from virtblk.result_file import check_writable, write_json
 
 FAIL_ON: Final = ("critical", "high", "low", "deviation", "never")
 
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     failing = [] if options.fail_on == "never" else [r for r in results if r.fails(Severity[options.fail_on.upper()])]
     print(report.summary_text(results, seconds), file=out)
     if options.json is not None:
-        report.write_json(options.json, report.json_value(facts, results, seconds))
+        write_json(options.json, report.json_value(facts, results, seconds))
     if options.junit is not None:
         report.write_junit(options.junit, results, failing, seconds)
     return 1 if failing else 0
@@ -105,7 +105,9 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UsageError(f"--timeout {options.timeout:g}: give 0.1 to 600 seconds")
     for name, target in (("--json", options.json), ("--junit", options.junit)):
         if target is not None:
-            _check_writable(name, target)
+            check_writable(name, target)
+    if options.junit == "-":
+        raise UsageError("--junit -: give a path")
 
 
 def _socket(options: argparse.Namespace) -> str | None:
@@ -123,19 +125,3 @@ def _socket(options: argparse.Namespace) -> str | None:
             f" --exec 'virtblk serve {name.text} --socket-path {{socket}}'"
         )
     return name.rest
-
-
-def _check_writable(option: str, target: str) -> None:
-    """UsageError now where the results could not be written at the end; leaves no file behind."""
-    if target == "-":
-        if option == "--junit":
-            raise UsageError("--junit -: give a path")
-        return
-    path = Path(target)
-    existed = path.exists()
-    try:
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise UsageError(f"{option} {target!r}: {error.strerror}") from error

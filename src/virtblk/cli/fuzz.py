@@ -8,6 +8,7 @@ from pathlib import Path
 
 from virtblk.errors import UsageError
 from virtblk.names import parse_name, parse_size
+from virtblk.result_file import check_json, write_json
 
 _ATTACKERS = ("both", "front-end", "guest")
 EXAMPLES = """examples:
@@ -54,7 +55,6 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--save-in {options.save_in!r}: this is no directory")
 
     # numba and all that, only once the options are known to be right
-    from virtblk.bench.report import check_json, write_json
     from virtblk.fuzz import case
     from virtblk.fuzz.campaign import Campaign, FuzzOptions
     from virtblk.fuzz.groups import FRONT_END, GUEST

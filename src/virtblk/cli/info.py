@@ -8,6 +8,7 @@ from typing import Any
 
 from virtblk import __version__
 from virtblk.names import format_size
+from virtblk.result_file import check_json, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print it; returns the exit status."""
-    from virtblk.bench.report import check_json, write_json
     from virtblk.disk import connect, feature_names
     from virtblk.driver.virtio_blk import DriverOptions
     from virtblk.uapi.vhost_user import PROTOCOL_FEATURE_NAMES

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from typing import Final, TextIO
+from typing import TextIO
 
 from virtblk.fuzz.campaign import FuzzOptions, Report, groups_total
 from virtblk.fuzz.groups import GROUPS
-
-LOG_SECONDS: Final = 5.0
-_TTY_SECONDS: Final = 0.2
-_BAR: Final = 24
+from virtblk.progress import StatusLine
 
 
-class Progress:
-    """A bar on a terminal, lines in a log."""
+class Progress(StatusLine):
+    """Where a campaign stands."""
 
     def __init__(self, stream: TextIO, options: FuzzOptions) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._options = options
-        self._tty = stream.isatty()
-        self._width = 0
-        self._last = time.monotonic() if not self._tty else 0.0
-
-    def _due(self) -> bool:
-        now = time.monotonic()
-        if now - self._last < (_TTY_SECONDS if self._tty else LOG_SECONDS):
-            return False
-        self._last = now
-        return True
 
     def campaign(self, passed: float, report: Report) -> None:
         """Where the campaign stands after `passed` seconds."""
-        if not self._due():
+        if not self.due():
             return
         options = self._options
         total = sum(report.inputs.values())
@@ -42,30 +28,12 @@ class Progress:
         covered, items = groups_total(report.coverage, options.attackers)
         of = f"{passed:.0f} of {options.runtime:g} s" if options.runtime else f"{passed:.0f} s"
         text = f"fuzz: {of}, {si(total)} inputs, {si(total / passed if passed else 0)}/s, {covered} of {items} kinds"
-        self._write(share, text)
+        self.write(text, share)
 
     def minimising(self, runs: int, left: int) -> None:
         """How far a case has been made shorter."""
-        if self._due():
-            self._write(None, f"fuzz: minimising, {left} steps left after {runs} runs")
-
-    def _write(self, share: float | None, text: str) -> None:
-        if self._tty:
-            if share is not None:
-                done = round(share * _BAR)
-                text = f"[{'#' * done}{'.' * (_BAR - done)}] {text}"
-            self._stream.write("\r" + text.ljust(self._width))
-            self._width = len(text)
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
-
-    def clear(self) -> None:
-        """Take the bar off the terminal."""
-        if self._tty and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._stream.flush()
-            self._width = 0
+        if self.due():
+            self.write(f"fuzz: minimising, {left} steps left after {runs} runs")
 
 
 def si(value: float) -> str:

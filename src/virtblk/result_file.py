@@ -1,0 +1,44 @@
+"""Where a command's result goes: a file, or `-` for standard output (`--json PATH|-`). Control context."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from virtblk.errors import UsageError
+
+
+def check_writable(option: str, target: str) -> None:
+    """Raise UsageError, naming `option`, where `target` cannot be written. Called before a run, not to lose its result.
+
+    Leaves the file as it is, and none where there was none.
+    """
+    if target == "-":
+        return
+    path = Path(target)
+    existed = path.exists()
+    try:
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"{option} {target!r}: {error.strerror}") from error
+
+
+def check_json(target: str) -> None:
+    """Raise UsageError where `write_json` would."""
+    check_writable("--json", target)
+
+
+def write_json(target: str, value: dict[str, Any]) -> None:
+    """Write to a file, or to standard output for `-`. Raises UsageError where the file cannot be written."""
+    text = json.dumps(value, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text)
+    except OSError as error:
+        raise UsageError(f"--json {target!r}: {error.strerror}") from error
