@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from virtblk.bench.cpu import Usage, own_usage, usage_of, usage_of_thread
 from virtblk.bench.crew import Crew, compile_crew
+from virtblk.bench.crew_runner import TICK, CrewRunner, Progress, no_progress
 from virtblk.bench.fio_options import JobFile
 from virtblk.bench.fio_plan import DiskFacts, FileOptions, Task, buffer_bytes, plan
 from virtblk.bench.fio_tables import (
@@ -32,11 +33,9 @@ from virtblk.bench.fio_tables import (
 )
 from virtblk.bench.fio_thread import fio_thread
 from virtblk.bench.histogram import BUCKETS, bucket_middle
-from virtblk.bench.runner import TICK, Progress, no_progress
 from virtblk.bench.session import Session
 from virtblk.bench.verify import BAD_BLOCK_TEXT
 from virtblk.driver.queue import example_queue
-from virtblk.driver.virtio_blk import VirtioBlk
 from virtblk.jit.arith import mix64
 from virtblk.jit.table import Table
 from virtblk.jit.warmup import progress
@@ -92,17 +91,13 @@ class WaveResult:
     device: Usage | None
 
 
-class FioRunner:
-    """Runs a job file. `interrupt` may be called from a signal handler. Raises UsageError for what cannot work."""
+class FioRunner(CrewRunner[WaveResult]):
+    """Runs a job file; `run` yields what each wave did. Raises UsageError for what cannot work."""
 
     def __init__(self, session: Session, file: JobFile, path: str, on_progress: Progress = no_progress) -> None:
-        assert session.device is not None
+        super().__init__(session, on_progress)
         assert isinstance(session.options, FileOptions)
-        self._session = session
-        self._device: VirtioBlk = session.device
         self._options = session.options
-        self._on_progress = on_progress
-        self.interrupted = False
         device = self._device
         facts = DiskFacts(
             session.name,
@@ -119,36 +114,18 @@ class FioRunner:
             self._crew = Crew(device.view, self._jobs, session.name, fio_thread)
             bucket_middle(1)
         self._generation = int(time.time()) << 24  # so that a block of an earlier run is an old one
-        self._fill_buffers()
+        self._fill_buffers(1)
 
     @property
     def writes(self) -> bool:
         """Whether the file changes the disk at all."""
         return any(task.job.changes for wave in self.waves for task in wave)
 
-    def interrupt(self) -> None:
-        """End the current wave soon and start no other (Ctrl-C). The second time, do not even wait for the device."""
-        if self.interrupted:
-            self._device.break_queue(errno.ESHUTDOWN)
-        self.interrupted = True
-        self._crew.set_stop(1)
-
-    def close(self) -> None:
-        """End the job threads; before the session ends. Repeatable."""
-        self._crew.close()
-
-    def run(self) -> Iterator[WaveResult]:
-        """Yield what each wave did. Raises DeviceError when the session is over.
-
-        What Ctrl-C ended is yielded with what it did so far; nothing comes after it.
-        """
-        try:
-            for tasks in self.waves:
-                if self.interrupted:
-                    return
-                yield self._wave(tasks)
-        finally:
-            self.close()
+    def _run(self) -> Iterator[WaveResult]:
+        for tasks in self.waves:
+            if self.interrupted:
+                return
+            yield self._wave(tasks)
 
     # One wave.
 
@@ -236,12 +213,6 @@ class FioRunner:
             raise self._device.broken_error()
         return sampler.samples
 
-    def _look_for_lost(self) -> None:
-        """End the session when one I/O is out for longer than the time-out, even while others come back."""
-        oldest = self._device.oldest_start_ns()
-        if oldest is not None and time.monotonic_ns() - oldest > self._options.timeout * 1e9:
-            self._device.break_queue(errno.ETIMEDOUT)
-
     def _outcome(self, index: int, task: Task, samples: list[list[float]]) -> Outcome:
         jobs = self._jobs
         record = jobs.jobs[index]
@@ -277,15 +248,6 @@ class FioRunner:
         now = usage_of_thread(tid) or before
         self._usages[tid] = now
         return now.since(before)
-
-    def _fill_buffers(self) -> None:
-        """Random bytes, so that what is written does not compress; faulted in before anything is timed."""
-        assert self._device.queue is not None
-        view = self._device.arena.array(self._device.queue.data, self._options.data_bytes)
-        block = np.random.default_rng(1).integers(0, 256, min(len(view), 1 << 20), np.uint8)
-        for start in range(0, len(view), len(block)):
-            part = view[start : start + len(block)]
-            part[:] = block[: len(part)]
 
 
 class Sampler:

@@ -8,15 +8,15 @@ on them for the progress line, and ends a slice when its time is up, when Ctrl-C
 
 from __future__ import annotations
 
-import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from virtblk.bench.cpu import own_usage, steal_seconds, usage_of
 from virtblk.bench.crew import Crew
+from virtblk.bench.crew_runner import TICK, CrewRunner, Progress, no_progress
 from virtblk.bench.histogram import BUCKETS, bucket_middle
 from virtblk.bench.job import JobOptions, is_random, is_write
 from virtblk.bench.job_loop import JOB_DTYPE, SECOND, Jobs, job_loop
@@ -25,38 +25,24 @@ from virtblk.bench.slices import Slice, together, warm_up
 from virtblk.bench.stat import RunResult
 from virtblk.bench.verify import BAD_BLOCK_TEXT, NEVER_WRITTEN
 from virtblk.block.bio import REQ_OP_READ, REQ_OP_WRITE
-from virtblk.driver.virtio_blk import VirtioBlk
 from virtblk.jit.arith import mix64
 from virtblk.jit.table import Table
 from virtblk.jit.warmup import ensure, progress
 from virtblk.status import bio_to_os_errno, text_of
 
-#: How often this thread looks in, in seconds: the granularity of Ctrl-C, and of the time limit when nobody ends early.
-TICK = 0.1
 #: A rate that was missed by more than this is told.
 RATE_MISSED = 0.01
 
-#: Called with a label, the seconds passed, the seconds planned (0: unknown), I/Os done and I/Os planned (0: unknown).
-Progress = Callable[[str, float, float, int, int], None]
 
-
-def no_progress(label: str, passed: float, planned: float, ios: int, limit: int) -> None:
-    """Say nothing."""
-
-
-class Runner:
-    """Runs on one session. `interrupt` may be called from a signal handler."""
+class Runner(CrewRunner[RunResult]):
+    """Runs the workloads of one bench; `run` yields one result per workload and arm."""
 
     def __init__(self, session: Session, options: JobOptions, on_progress: Progress = no_progress) -> None:
-        assert session.device is not None
-        self._session = session
-        self._device: VirtioBlk = session.device
+        super().__init__(session, on_progress)
         self._options = options
-        self._on_progress = on_progress
         device = self._device
         self._range = options.check_disk(device.size, device.topology.block_size, device.read_only, session.name)
         self._blocks = self._range // options.bs
-        self.interrupted = False
         self._generation = 0
         self._slices = 0
         self._path = ""
@@ -78,28 +64,7 @@ class Runner:
             bucket_middle(1)
         self._stop = self._crew.stop_word
         self._rewind()
-        self._fill_buffers()
-
-    def interrupt(self) -> None:
-        """End the current run soon and start no other (Ctrl-C). The second time, do not even wait for the device."""
-        if self.interrupted:
-            self._device.break_queue(errno.ESHUTDOWN)
-        self.interrupted = True
-        self._crew.set_stop(1)
-
-    def close(self) -> None:
-        """End the job threads; before the session ends. Repeatable."""
-        self._crew.close()
-
-    def run(self) -> Iterator[RunResult]:
-        """Yield one result per workload and arm. Raises DeviceError when the session is over.
-
-        What Ctrl-C ended is yielded with what it did so far; nothing comes after it.
-        """
-        try:
-            yield from self._run()
-        finally:
-            self.close()
+        self._fill_buffers(options.randseed)
 
     def _run(self) -> Iterator[RunResult]:
         options = self._options
@@ -298,12 +263,6 @@ class Runner:
             raise self._device.broken_error()
         return began_ns
 
-    def _look_for_lost(self) -> None:
-        """End the session when one I/O is out for longer than the time-out, even while others come back."""
-        oldest = self._device.oldest_start_ns()
-        if oldest is not None and time.monotonic_ns() - oldest > self._options.timeout * 1e9:
-            self._device.break_queue(errno.ETIMEDOUT)
-
     def _notes(self) -> list[str]:
         """One line for the first error of a pass."""
         for job in self._jobs.jobs:
@@ -319,12 +278,3 @@ class Runner:
     def _buffers(self, index: int) -> int:
         assert self._device.queue is not None
         return self._device.queue.data + index * self._options.iodepth * self._options.bs
-
-    def _fill_buffers(self) -> None:
-        """Random bytes, so that what is written does not compress; faulted in before anything is timed."""
-        size = self._options.data_bytes
-        view = self._device.arena.array(self._buffers(0), size)
-        block = np.random.default_rng(self._options.randseed).integers(0, 256, min(size, 1 << 20), np.uint8)
-        for start in range(0, size, len(block)):
-            part = view[start : start + len(block)]
-            part[:] = block[: len(part)]
