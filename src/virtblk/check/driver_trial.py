@@ -9,7 +9,6 @@ device runs on a thread of its own, and every wait ends.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from virtblk.check.command import SocketCommand
 from virtblk.check.driver_device import CAPACITY, Device, Plan, Request
 from virtblk.check.requirement import Failed, Registry, Skipped
 from virtblk.errors import OpenError, UsageError
@@ -93,15 +93,10 @@ class Command:
     reports = True
 
     def __init__(self, command: str) -> None:
-        try:
-            self.words = shlex.split(command)
-        except ValueError as error:
-            raise UsageError(f"--exec {command!r}: {error}") from None
-        if not any("{socket}" in word for word in self.words):
-            raise UsageError(f"--exec {command!r}: write {{socket}} where the socket's path belongs")
+        self._command = SocketCommand(command)
 
     def start(self, path: str) -> Attempt:
-        return _Process([word.replace("{socket}", path) for word in self.words])
+        return _Process(self._command.words(path))
 
 
 class _Process:

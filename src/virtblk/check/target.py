@@ -7,7 +7,6 @@ once, before the first check.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import tempfile
@@ -19,9 +18,10 @@ from typing import IO, Any, Final
 
 import numpy as np
 
+from virtblk.check.command import SocketCommand
 from virtblk.check.peer import Gone, Peer, Silent
 from virtblk.check.requirement import Failed
-from virtblk.errors import DeviceError, OpenError, UsageError
+from virtblk.errors import DeviceError, OpenError
 from virtblk.uapi import vhost_user as uapi
 from virtblk.uapi.vhost_user import ProtocolFeature
 from virtblk.uapi.virtio_blk import BLK_CONFIG, BLK_CONFIG_1_1, BLK_CONFIG_SIZE_1_1, VIRTIO_BLK_F_MQ
@@ -73,15 +73,10 @@ class Target:
         self._log: IO[bytes] | None = None
         self._facts: Facts | None = None
         if command is not None:
-            try:
-                words = shlex.split(command)
-            except ValueError as error:
-                raise UsageError(f"--exec {command!r}: {error}") from None
-            if not any("{socket}" in word for word in words):
-                raise UsageError(f"--exec {command!r}: write {{socket}} where the socket's path belongs")
+            words = SocketCommand(command)
             self._directory = tempfile.TemporaryDirectory(prefix="virtblk-check-")
             path = str(Path(self._directory.name) / "device.sock")
-            self._command = [word.replace("{socket}", path) for word in words]
+            self._command = words.words(path)
             self._log = (Path(self._directory.name) / "log").open("w+b")
         assert path is not None
         self.path = path

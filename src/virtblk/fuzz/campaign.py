@@ -189,10 +189,7 @@ class Campaign:
             self._target.start()
         attack.restarted()
         try:
-            if kind == LEAK and isinstance(attack, FrontEndAttack):
-                attack.run_for_leak(case)
-            else:
-                attack.run(case)
+            _run_for(kind, attack, case)
         except DeviceFailed as failure:
             return failure.kind == kind
         return False
@@ -202,15 +199,20 @@ class Campaign:
         began = time.monotonic()
         attack = self._attacks.setdefault(case.attacker, self._attack(case.attacker, self._facts))
         try:
-            if kind == LEAK and isinstance(attack, FrontEndAttack):
-                attack.run_for_leak(case)
-            else:
-                attack.run(case)
+            _run_for(kind, attack, case)
         except DeviceFailed as failure:
             finding = Finding(failure.kind, failure.detail, case, True, len(case.steps), notes=attack.notes(case))
             self.report.findings.append(finding)
         self._count(began)
         return self.report
+
+
+def _run_for(kind: str, attack: Attack, case: Case) -> None:
+    """Run a case as it takes to see a failure of this `kind`. Raises DeviceFailed."""
+    if kind == LEAK and isinstance(attack, FrontEndAttack):
+        attack.run_for_leak(case)
+    else:
+        attack.run(case)
 
 
 def _device(target: Target, facts: Facts) -> dict[str, Any]:
