@@ -165,5 +165,7 @@ def test_a_process_that_dies_is_a_crash(tmp_path: Path) -> None:
         assert target.usage() is not None
         with FrontEnd(target, Coverage()) as front, pytest.raises(DeviceFailed) as raised:
             front.run([GET_FEATURES])
-        assert (raised.value.kind, raised.value.detail) == (CRASH, "the device died of SIGABRT")
+        # Behind it stands how the connection found out, in brackets, where it was refused before the end was seen.
+        assert raised.value.kind == CRASH
+        assert raised.value.detail.startswith("the device died of SIGABRT")
         assert not os.path.exists(f"/proc/{target._process.pid}/exe")  # type: ignore[union-attr]
