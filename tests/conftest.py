@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in deselected]
 
 
-@pytest.fixture(params=["bio", "request"])
+@pytest.fixture(params=["bio", "request", "mq"])
 def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test on each path: `driver.harness` opens its drivers on this one."""
     from driver import harness

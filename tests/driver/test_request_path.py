@@ -29,8 +29,7 @@ from virtblk.block.request import RQ_DRIVER
 from virtblk.driver import completion
 from virtblk.driver.bio_path import virtblk_harvest
 from virtblk.driver.completion import virtblk_done, virtblk_wait
-from virtblk.driver.request_path import blk_finish_plug
-from virtblk.driver.submit_bio import submit_bio
+from virtblk.driver.submit_bio import blk_finish_plug, submit_bio
 from virtblk.driver.virtblk_req import RequestPathOnly
 from virtblk.driver.virtio_blk import VirtioBlk
 from virtblk.errors import UsageError
@@ -108,7 +107,7 @@ def idle(opened: VirtioBlk) -> None:
     assert d.q.state[0]["sorted"] == 0
     assert not (d.q.rq["where"] == RQ_DRIVER).any()
     assert d.vq.state[0]["num_free"] == d.vq.state[0]["num"]
-    spares = int((d.submitters["spare"] >= 0).sum())
+    spares = int((d.submitters["spare"] >= 0).sum() + d.submitters["tags"].sum())
     assert d.queue[0]["free_requests"] + spares == len(d.requests)
     assert opened.oldest_start_ns() is None
 

@@ -67,4 +67,5 @@ def queue_of(handle, paths):
         handle_table(handle, 24, CURSOR_DTYPE),
         handle_table(handle, 25, INT64),
         handle_table(handle, 26, INT64),
+        handle_table(handle, 27, INT64),
     )

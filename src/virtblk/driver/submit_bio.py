@@ -1,7 +1,7 @@
-"""submit_bio: which path a bio takes (Linux: generic_make_request, and the module parameter `use_bio`).
+"""submit_bio: which path a bio takes (Linux: submit_bio, and the module parameter `use_bio`).
 
-A submitter hands over bios one by one, then says that it has no more for now (blk_finish_plug): on the request path
-they wait in its plug until then. Completions come through virtblk_harvest on either path. Called by submitters; a
+A submitter hands over bios one by one, then says that it has no more for now (blk_finish_plug): on the request and mq
+paths they wait in its plug until then. Completions come through virtblk_harvest on every path. Called by submitters; a
 negative return means that the queue is over.
 """
 
@@ -11,8 +11,9 @@ from virtblk.block.bio import bio_init
 from virtblk.driver.bio_path import virtblk_harvest, virtblk_make_request
 from virtblk.driver.completion import virtblk_wait
 from virtblk.driver.handle import queue_of
-from virtblk.driver.request_path import blk_finish_plug, blk_queue_bio
-from virtblk.driver.virtblk_req import BothPaths, has_bio_path
+from virtblk.driver.mq_path import blk_mq_flush_plug_list, blk_mq_submit_bio
+from virtblk.driver.request_path import blk_flush_plug_list, blk_queue_bio
+from virtblk.driver.virtblk_req import PATH_BIO, PATH_MQ, BothPaths, has_bio_path
 from virtblk.jit.kernel import cold_kernel, inline_kernel
 from virtblk.jit.libc import clock_ns
 
@@ -20,9 +21,22 @@ from virtblk.jit.libc import clock_ns
 @inline_kernel
 def submit_bio(d, sub, bio, now_ns):
     """Submit a bio on the queue's path: 0, or -errno once the queue is over."""
-    if has_bio_path(d.paths) and d.queue[0]["use_bio"]:
-        return virtblk_make_request(d, sub, bio, now_ns)
+    if has_bio_path(d.paths):
+        if d.queue[0]["path"] == PATH_BIO:
+            return virtblk_make_request(d, sub, bio, now_ns)
+        if d.queue[0]["path"] == PATH_MQ:
+            return blk_mq_submit_bio(d, sub, bio, now_ns)
     return blk_queue_bio(d, sub, bio, now_ns)
+
+
+@inline_kernel
+def blk_finish_plug(d, sub):
+    """The submitter has no more to say for now: 0, or -errno once the queue is over. Nothing to do on the bio path."""
+    if d.q.plugged[sub] == 0:
+        return 0
+    if has_bio_path(d.paths) and d.queue[0]["path"] == PATH_MQ:
+        return blk_mq_flush_plug_list(d.queue[0]["handle"], d.paths, sub)
+    return blk_flush_plug_list(d.queue[0]["handle"], d.paths, sub)
 
 
 @inline_kernel
