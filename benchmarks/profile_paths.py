@@ -22,7 +22,7 @@ from virtblk.block.bio import REQ_OP_READ, bio_init
 from virtblk.driver.bio_path import virtblk_harvest
 from virtblk.driver.completion import virtblk_done
 from virtblk.driver.queue import QueueLimits, QueueSetup
-from virtblk.driver.submit_bio import blk_finish_plug, submit_bio
+from virtblk.driver.submit_bio import blk_finish_plug, blk_start_plug, submit_bio
 from virtblk.driver.virtio_blk import PATHS
 from virtblk.errors import UsageError, VirtblkError
 from virtblk.jit.arith import mix64
@@ -71,6 +71,8 @@ def one_round(d, times, depth, batch, random, start, buffers):
     done = 0
     for first in range(0, depth, batch):
         now = clock_ns()
+        if batch > 1:
+            blk_start_plug(d, 0)
         for k in range(first, first + batch):
             d.vec_addr[k] = buffers + k * 512
             d.vec_len[k] = 512

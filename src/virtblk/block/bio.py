@@ -27,7 +27,7 @@ STEP_DATA = 1
 STEP_POSTFLUSH = 2
 STEP_DONE = 3
 STEP_REQUEST = 4  # part of a request of the block layer; block.blk_flush keeps the sequence
-STEP_TAG = 5  # on the mq path, in the plug or with the device as part of a tag
+STEP_TAG = 5  # on the mq path, in the plug, or in a tag with others
 
 BIO_DTYPE = np.dtype(
     [

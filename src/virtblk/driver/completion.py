@@ -11,7 +11,7 @@ one completion thread per queue (`completion_loop`) waits on the call fd; with p
 
 from __future__ import annotations
 
-from virtblk.block.bio import REQ_OP_GET_ID, STEP_TAG, bio_endio
+from virtblk.block.bio import REQ_OP_GET_ID, STEP_REQUEST, bio_endio
 from virtblk.block.blk_flush import blk_flush_end_io
 from virtblk.block.elevator import blk_queue_idle
 from virtblk.block.request import LIST_DONE, RQ_DRIVER, blk_put_request, list_del, list_first, list_head
@@ -331,7 +331,7 @@ def virtblk_timeout_base(d, sub, since, now):
             req = d.vq.token[head]
             if req >= 0 and d.requests[req]["rq"] < 0:
                 bio = d.requests[req]["bio"]
-                if d.bios[bio]["owner"] == sub and d.bios[bio]["step"] == STEP_TAG:
+                if d.bios[bio]["owner"] == sub and d.bios[bio]["step"] != STEP_REQUEST:
                     return since
     return blk_timeout_base(d, now)
 

@@ -81,6 +81,7 @@ SUBMITTER_DTYPE = np.dtype(
         ("tail", "i8"),  # completions taken from its list
         ("spare", "i8"),  # a request of the pool that the submitter holds ready, or -1
         ("tags", "i8"),  # how many more it holds ready for the mq path: none, or as many as its plug takes
+        ("plugging", "i8"),  # 1 between blk_start_plug and blk_finish_plug
         ("mark", "i8"),  # the reap that last noted it
         ("kicks", "i8"),
         ("ring_full_waits", "i8"),  # bios that found no room at first try
