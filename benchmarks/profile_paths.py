@@ -112,7 +112,7 @@ def profile(depth: int, batch: int, random: bool, rounds: int) -> dict[str, np.n
     arena = Arena(limits.arena_bytes)
     queue = QueueSetup(arena, limits, timeout_ns=10**9, poll_ns=-1)
     d, times = queue.kernel_view, Table(len(STAGES))
-    found: dict[str, list[np.ndarray]] = {path: [] for path in PATHS}
+    found: dict[str, list[np.ndarray]] = {path: [] for path in ("request", "bio", "mq")}
     try:
         with progress():
             ensure(one_round, d, times, 0, 1, 0, 0, 0)

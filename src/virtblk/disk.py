@@ -122,7 +122,7 @@ def _path(path: str | None, use_bio: bool | None) -> str:
     chosen = None if use_bio is None else "bio" if use_bio else "request"
     if path and chosen and path != chosen:
         raise UsageError(f"use_bio {use_bio} is path {chosen!r}, but path {path!r} was given too")
-    return path or chosen or "bio"
+    return path or chosen or "auto"
 
 
 def open(
@@ -139,9 +139,10 @@ def open(
 
     `timeout` in seconds bounds every wait for the device; `poll_us` is how long a call spins before it blocks (0:
     interrupts only, None: polling only); `queue_size` is the ring's (a power of two from 4 to 32768, default 128);
-    `path` is the way that bios take: `bio` straight to the ring, the default; `request` through plug, elevator and
-    request; `mq` through a plug to tags, with an elevator only if that is asked for. `Disk.queue` tunes the latter two.
-    `use_bio` is the posting's parameter: True is path `bio`, False path `request`.
+    `path` is the way that bios take: `bio` straight to the ring; `request` through plug, elevator and request; `mq`
+    through a plug to tags, with an elevator only if that is asked for; `auto`, the default, is `mq` that merges and
+    sorts where it finds that to be faster. `Disk.queue` tunes all but `bio`. `use_bio` is the posting's parameter: True
+    is path `bio`, False path `request`.
 
     Raises UsageError for values that cannot work, OpenError (an OSError) where no session comes about.
     """
@@ -235,7 +236,7 @@ class Disk:
 
     @property
     def path(self) -> str:
-        """The way that bios take: bio, request or mq."""
+        """The way that bios take: auto, mq, bio or request."""
         return self._device.path
 
     @property
@@ -245,7 +246,7 @@ class Disk:
 
     @property
     def queue(self) -> QueueAttributes:
-        """The attributes of the request and mq paths: scheduler, nr_requests, nomerges, iosched; read and set."""
+        """The attributes of the other paths than bio: scheduler, nr_requests, nomerges, iosched; read and set."""
         return QueueAttributes(self._device.sysfs)
 
     # I/O.

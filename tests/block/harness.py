@@ -6,6 +6,7 @@ from typing import Any
 
 from virtblk.block.bio import BIO_DTYPE, bio_init
 from virtblk.block.blk_mq import (
+    PLUG_MERGED,
     blk_mq_attempt_plug_merge,
     blk_mq_plug_bio,
     blk_mq_plug_rq,
@@ -133,7 +134,7 @@ class BlockMq(Block):
         """What became of the bio: plug, new, or full where the plug has to be emptied first."""
         q = self.q
         bio_init(q.bios, bio, op, 0, sector, bio, 1, sectors * 512, sub)
-        if plain and blk_mq_attempt_plug_merge(q, sub, bio, segs):
+        if plain and blk_mq_attempt_plug_merge(q, sub, bio, segs) == PLUG_MERGED:
             return "plug"
         if q.plugged[sub] == q.state[0]["plug_size"]:
             return "full"

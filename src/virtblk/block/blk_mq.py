@@ -18,6 +18,11 @@ from virtblk.jit.kernel import cold_kernel, kernel
 BLK_MQ_PLUG_MOST = 32
 BLK_MQ_PLUG_LEAST = 4
 
+#: What came of trying to merge a bio into a plug.
+PLUG_APART = 0
+PLUG_MERGED = 1
+PLUG_MERGEABLE = 2
+
 
 @kernel
 def blk_mq_plug_rq(q, sub, index):
@@ -27,16 +32,19 @@ def blk_mq_plug_rq(q, sub, index):
 
 @kernel
 def blk_mq_attempt_plug_merge(q, sub, bio, segs):
-    """Merge the plain bio into the latest request of the plug: True when it did."""
+    """Merge the plain bio into the latest request of the plug: PLUG_MERGED, PLUG_MERGEABLE where that is switched off,
+    or PLUG_APART."""
     count = q.plugged[sub]
     if count == 0 or q.state[0]["nomerges"] > 1:
-        return False
+        return PLUG_APART
     rq = blk_mq_plug_rq(q, sub, count - 1)
     kind = blk_try_merge(q, rq, bio, segs)
     if kind == NO_MERGE:
-        return False
+        return PLUG_APART
+    if q.state[0]["plug_merges"] == 0:
+        return PLUG_MERGEABLE
     bio_attempt_merge(q, rq, bio, segs, kind)
-    return True
+    return PLUG_MERGED
 
 
 @kernel

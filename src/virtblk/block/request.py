@@ -80,6 +80,7 @@ REQUEST_QUEUE_DTYPE = np.dtype(
         # the sysfs view
         ("nr_requests", "i8"),
         ("nomerges", "i8"),  # 0 all merges, 1 only with the plug and the last merged, 2 none
+        ("plug_merges", "i8"),  # 0: plugs of the mq path do not merge (block.blk_auto)
         ("elevator", "i8"),
         ("read_expire", "i8"),  # nanoseconds
         ("write_expire", "i8"),

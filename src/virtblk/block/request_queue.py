@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from virtblk.block.bio import BIO_DTYPE
+from virtblk.block.blk_auto import AUTO_DTYPE, FIRST_SORT, FIRST_SPLIT, PAUSE_LEAST
 from virtblk.block.blk_mq import BLK_MQ_PLUG_MOST
 from virtblk.block.deadline import FIFO_BATCH, READ_EXPIRE_NS, WRITE_EXPIRE_NS, WRITES_STARVED
 from virtblk.block.request import (
@@ -64,6 +65,7 @@ def blk_init_queue(
         ("writes_starved", WRITES_STARVED),
         ("fifo_batch", FIFO_BATCH),
         ("front_merges", 1),
+        ("plug_merges", 1),
         ("last_merge", -1),
     ):
         state[0][name] = value
@@ -84,6 +86,15 @@ def blk_init_queue(
         vec_addr,
         vec_len,
     )
+
+
+def blk_auto_record() -> Table:
+    """What the path `auto` begins with: merging on, no elevator, nothing seen yet."""
+    auto = Table(1, AUTO_DTYPE)
+    auto[0]["merging"] = 1
+    auto[0]["merging_in"], auto[0]["elevator_in"] = FIRST_SPLIT, FIRST_SORT
+    auto[0]["merging_pause"] = auto[0]["elevator_pause"] = PAUSE_LEAST
+    return auto
 
 
 def example_request_queue() -> RequestQueue:

@@ -15,6 +15,7 @@ from virtblk.block.bio import REQ_OP_GET_ID, STEP_REQUEST, bio_endio
 from virtblk.block.blk_flush import blk_flush_end_io
 from virtblk.block.elevator import blk_queue_idle
 from virtblk.block.request import LIST_DONE, RQ_DRIVER, blk_put_request, list_del, list_first, list_head
+from virtblk.driver.auto import blk_auto_look
 from virtblk.driver.handle import queue_of
 from virtblk.driver.request_fn import blk_start_queue
 from virtblk.driver.virtblk_req import LINE_HEAD, LINE_WAIT, PATH_BIO, PATH_MQ, has_bio_path, virtblk_free_req
@@ -184,6 +185,10 @@ def virtblk_end_reap(d, reaper, noted, count):
     """Start the queue after a reap of `count`, drop the lock, kick, wake whom it concerns: 0, or -errno where the ring
     turned out broken."""
     error = d.queue[0]["error"]
+    ended = d.queue[0]["ended"] + count
+    d.queue[0]["ended"] = ended
+    if ended >= d.queue[0]["look_at"] and error == 0:
+        blk_auto_look(d.queue[0]["handle"], d.paths)
     kick = count > 0 and error == 0 and not blk_queue_idle(d.q) and blk_start_queue(d, reaper)
     mutex_unlock(d.queue[0]["lock"])
     if kick:

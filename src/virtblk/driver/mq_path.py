@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from virtblk.block.bio import REQ_OP_READ, REQ_OP_WRITE, STEP_REQUEST, STEP_TAG
 from virtblk.block.blk_mq import (
+    PLUG_MERGEABLE,
+    PLUG_MERGED,
     blk_mq_attempt_plug_merge,
     blk_mq_plug_bio,
     blk_mq_plug_rq,
@@ -251,9 +253,12 @@ def blk_mq_submit_bio_at(handle, paths, sub, bio, now_ns):
         segs = blk_bio_segments(d, sub, bio)
         if segs < 0:
             return blk_mq_split(d, sub, bio, now_ns)
-    if blk_mq_attempt_plug_merge(d.q, sub, bio, segs):
+    met = blk_mq_attempt_plug_merge(d.q, sub, bio, segs)
+    if met == PLUG_MERGED:
         d.submitters[sub]["merges"] += 1
         return 0
+    if met == PLUG_MERGEABLE:
+        d.submitters[sub]["mergeable"] += 1
     if d.q.plugged[sub] == d.q.state[0]["plug_size"]:
         code = blk_mq_flush_plug_list(handle, paths, sub)
         if code < 0:

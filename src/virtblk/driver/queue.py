@@ -15,7 +15,8 @@ from virtblk.block.bio import BIO_DTYPE
 from virtblk.block.blk_merge import CURSOR_DTYPE
 from virtblk.block.blk_mq import BLK_MQ_PLUG_LEAST, BLK_MQ_PLUG_MOST
 from virtblk.block.request import RequestQueue
-from virtblk.block.request_queue import blk_init_queue, example_request_queue
+from virtblk.block.request_queue import blk_auto_record, blk_init_queue, example_request_queue
+from virtblk.driver.auto import NEVER
 from virtblk.driver.virtblk_req import (
     PATH_BIO,
     PATH_REQUEST,
@@ -95,6 +96,7 @@ def example_queue() -> VirtblkQueue:
         Table(1),
         Table(1),
         Table(1),
+        blk_auto_record(),
     )
 
 
@@ -166,6 +168,7 @@ class QueueSetup:
             ("submitters", nsub),
             ("path", PATH_BIO if isinstance(paths, BothPaths) else PATH_REQUEST),
             ("free_requests", limits.pool),
+            ("look_at", NEVER),
         ):
             queue[0][name] = value
         pool = Table(limits.pool, REQUEST_DTYPE)
@@ -206,6 +209,7 @@ class QueueSetup:
             Table(nsub * done_size),
             Table((nsub + 1) * nsub),
             Table(nsub * limits.plug_size),
+            blk_auto_record(),
         )
         tables = list(_tables(self.kernel_view))
         self._handle = Table(2 * len(tables))

@@ -3,7 +3,8 @@
 `serial`, `cache_type`, `queue/nr_requests`, `queue/scheduler`, `queue/nomerges`, and `queue/iosched/*` of the scheduler
 that is set, in Linux's formats (`[noop] deadline`) and units (milliseconds). The request path and the mq path have a
 scheduler each, and its name says which of them is meant: `noop` and `deadline` as of 2012, `none` and `mq-deadline` as
-of today. Control context; what changes is changed under the queue lock, whether I/O is in flight or not.
+of today. On the path auto `queue/scheduler` shows what that has chosen, and `queue/auto` what it knows. Control
+context; what changes is changed under the queue lock, whether I/O is in flight or not.
 """
 
 from __future__ import annotations
@@ -74,19 +75,25 @@ class Sysfs:
 
     @property
     def _path(self) -> str:
-        """The path whose scheduler is shown: the one that bios take, or request where that has none."""
-        return "mq" if self._device.path == "mq" else "request"
+        """The path whose schedulers are shown: the one that bios take, or request where that has none."""
+        return "mq" if self._device.path in ("mq", "auto") else "request"
+
+    @property
+    def _elevator(self) -> int:
+        return int(self._state["elevator"]) if self._device.path == "auto" else self._device.elevators[self._path]
 
     @property
     def scheduler(self) -> str:
-        """The name of the scheduler that is set."""
-        elevator = self._device.elevators[self._path]
+        """The name of the scheduler that is set, or that the path auto has chosen for now."""
+        elevator = self._elevator
         return next(name for name, number in SCHEDULERS[self._path].items() if number == elevator)
 
     def names(self) -> list[str]:
         """All attributes there are now; those of `queue/iosched/` depend on the scheduler."""
         names = ["serial", "cache_type", "queue/scheduler", *(f"queue/{name}" for name in _QUEUE)]
-        if self._device.elevators[self._path] == ELEVATOR_DEADLINE:
+        if self._device.path == "auto":
+            names.append("queue/auto")
+        if self._elevator == ELEVATOR_DEADLINE:
             names += [f"queue/iosched/{name}" for name in _DEADLINE]
         return names
 
@@ -107,6 +114,10 @@ class Sysfs:
             return "write back" if self._device.writeback else "write through"
         if name == "queue/scheduler":
             return " ".join(f"[{known}]" if known == self.scheduler else known for known in SCHEDULERS[self._path])
+        if name == "queue/auto" and self._device.path == "auto":
+            auto = self._device.view.auto[0]
+            known = ("merging", "elevator", "windows", "trials", "changes")
+            return " ".join(f"{field}={int(auto[field])}" for field in known)
         number = self._number(name)
         return str(int(self._state[number.field]) // number.unit)
 
@@ -114,12 +125,14 @@ class Sysfs:
         """Set the attribute, as `echo text >` would."""
         d = self._device.view
         if name == "queue/scheduler":
+            if self._device.path == "auto":
+                raise UsageError(f"queue/scheduler {text!r}: the path auto chooses its own; take the path mq")
             path = next((path for path, names in SCHEDULERS.items() if text in names), None)
             if path is None:
                 known = " or ".join(f"{', '.join(names)} ({path} path)" for path, names in SCHEDULERS.items())
                 raise UsageError(f"queue/scheduler {text!r}: give one of {known}")
             self._device.elevators[path] = SCHEDULERS[path][text]
-            if path == self._path:
+            if path == self._device.path or (path, self._device.path) == ("request", "bio"):
                 self._device.switch_elevator(SCHEDULERS[path][text])
             return
         if name == "cache_type":
@@ -129,6 +142,8 @@ class Sysfs:
             return
         if name == "serial":
             raise UsageError("serial cannot be set: it is the device's")
+        if name == "queue/auto" and self._device.path == "auto":
+            raise UsageError("queue/auto cannot be set: it says what the path auto has found out")
         number = self._number(name)
         value = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
         if not number.least <= value <= number.most:

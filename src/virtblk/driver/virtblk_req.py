@@ -57,6 +57,8 @@ QUEUE_DTYPE = np.dtype(
         # under the queue lock
         ("free_requests", "i8"),
         ("reaps", "i8"),  # passes that found something: marks who was noted in this pass
+        ("ended", "i8"),  # requests that ended
+        ("look_at", "i8"),  # when as many have, the path auto takes a look (driver.auto)
         ("interrupts", "i8"),
         ("error", "i8"),  # sticky: 0, or why the queue is over (positive errno)
     ]
@@ -87,6 +89,7 @@ SUBMITTER_DTYPE = np.dtype(
         ("ring_full_waits", "i8"),  # bios that found no room at first try
         ("request_waits", "i8"),  # bios that found the pool of requests empty
         ("merges", "i8"),  # bios that joined a request in its plug
+        ("mergeable", "i8"),  # and that would have, but for the path auto, which had merging off
         ("waited_ns", "i8"),  # in those waits, reaping for others included
     ]
 )
@@ -130,6 +133,7 @@ class VirtblkQueue(NamedTuple):
     done_list: Table  # [submitters * done_size] bios that ended, per submitter
     noted: Table  # [(submitters + 1) * submitters] whom a reaper has to wake
     tags: Table  # [submitters * plug_size] requests that submitters hold ready for the mq path
+    auto: Table  # [1] block.blk_auto.AUTO_DTYPE
 
 
 @kernel

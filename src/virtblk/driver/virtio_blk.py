@@ -21,6 +21,7 @@ import numpy as np
 from virtblk.block.bio import REQ_OP_GET_ID, STEP_REQUEST
 from virtblk.block.elevator import elevator_switch
 from virtblk.block.request import ELEVATOR_NOOP, RQ_DRIVER
+from virtblk.driver.auto import blk_auto_begin, blk_auto_end
 from virtblk.driver.completion import completion_loop, virtblk_break
 from virtblk.driver.naming import IndexAllocator, virtblk_name_format
 from virtblk.driver.queue import QueueLimits, QueueSetup, example_queue
@@ -59,7 +60,7 @@ CLOSE_TIMEOUT: Final = 2.0
 THREAD_TIMEOUT: Final = 10.0
 
 #: I/O paths by name; the number is the queue's `path`.
-PATHS: Final = {"request": PATH_REQUEST, "bio": PATH_BIO, "mq": PATH_MQ}
+PATHS: Final = {"request": PATH_REQUEST, "bio": PATH_BIO, "mq": PATH_MQ, "auto": PATH_MQ}
 
 DRIVER_FEATURES: Final = frozenset(
     {
@@ -126,6 +127,8 @@ def compile_driver() -> None:
     ensure(virtblk_break, queue, 0)
     ensure(completion_loop, queue, 0)
     ensure(virtqueue_notify, queue.vq)
+    ensure(blk_auto_begin, queue)
+    ensure(blk_auto_end, queue)
 
 
 class VirtioBlk:
@@ -140,7 +143,8 @@ class VirtioBlk:
         self._conn = conn
         self._arena: Arena | None = None
         self.queue: QueueSetup | None = None
-        self.elevators = {"request": ELEVATOR_NOOP, "mq": ELEVATOR_NOOP}  # of the paths that have one
+        self._path = "bio" if isinstance(options.paths, BothPaths) else "request"
+        self.elevators = {"request": ELEVATOR_NOOP, "mq": ELEVATOR_NOOP}  # of the paths that are told which
         self._completion: threading.Thread | None = None
         self._monitor: threading.Thread | None = None
         self._monitor_fd = -1
@@ -178,6 +182,7 @@ class VirtioBlk:
         front.set_protocol_features(self.protocol_features)
         front.set_owner()
         queue_num = front.get_queue_num() if self._has_protocol(ProtocolFeature.VHOST_USER_PROTOCOL_F_MQ) else 1
+        self.hinted = bool(self.device_features >> blk.VIRTBLK_F_SORT & 1)  # seen, not accepted: it changes no request
         self.features = self.device_features & sum(1 << bit for bit in DRIVER_FEATURES - self.options.without)
         self._read_config()
         self.num_queues = min(queue_num, self.config_num_queues)
@@ -288,10 +293,12 @@ class VirtioBlk:
             crowded=options.crowded,
             paths=options.paths,
         )
+        d = queue.kernel_view
+        if self.hinted:
+            d.auto[0]["hinted"] = d.auto[0]["elevator"] = 1
+        compile_driver()
         if isinstance(options.paths, BothPaths):
             self.set_path(options.path)
-        d = queue.kernel_view
-        compile_driver()
         front = self.front
         region = Region(arena.address, arena.length, arena.address, 0, arena.fd)
         if self._has_protocol(ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS):
@@ -370,10 +377,12 @@ class VirtioBlk:
     @property
     def path(self) -> str:
         """The path that bios take: one of PATHS."""
-        return next(name for name, number in PATHS.items() if number == self.view.queue[0]["path"])
+        return self._path
 
     def set_path(self, path: str) -> None:
-        """Let bios take path `request`, `bio` or `mq` from now on, with the scheduler that was set for it.
+        """Let bios take path `request`, `bio`, `mq` or `auto` from now on, with the scheduler that was set for it.
+
+        `auto` goes on with what it had found out when bios took it last.
 
         For whole runs: nothing is submitted meanwhile. Raises UsageError for another name.
         """
@@ -381,7 +390,13 @@ class VirtioBlk:
             raise UsageError(f"path {path!r}: give one of {', '.join(PATHS)}")
         if path != "request" and not isinstance(self.options.paths, BothPaths):
             raise UsageError(f"path {path!r}: this queue was built without the {path} path")
-        self.view.queue[0]["path"] = PATHS[path]
+        d = self.view
+        if path != self._path and "auto" in (path, self._path):
+            turn = blk_auto_begin if path == "auto" else blk_auto_end
+            with queue_lock(d):
+                turn(d)
+        self._path = path
+        d.queue[0]["path"] = PATHS[path]
         if path in self.elevators:
             self.switch_elevator(self.elevators[path])
 
