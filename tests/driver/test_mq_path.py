@@ -25,7 +25,7 @@ from virtblk.block.bio import REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE, 
 from virtblk.driver import completion
 from virtblk.driver.virtio_blk import VirtioBlk
 from virtblk.errors import UsageError
-from waiting import Background, wait_until
+from waiting import PATIENCE, Background, wait_until
 
 
 def tags(device: FakeDevice, **options: Any) -> Any:
@@ -228,6 +228,23 @@ def test_mq_deadline_sorts_what_the_ring_has_no_room_for() -> None:
         idle(opened)
 
 
+def test_what_waits_in_the_scheduler_is_not_out() -> None:
+    with FakeDevice(held) as device, tags(device, queue_size=4, poll_us=None) as opened:
+        opened.sysfs.write("queue/scheduler", "mq-deadline")
+        for bio in range(5):
+            plug(opened, bio, REQ_OP_READ, 10 * bio)
+        unplug(opened)
+        first = device.wait_for(4)
+        for request in first:
+            device.complete(request)
+        assert harvest(opened, 4) == [(bio, 0) for bio in range(4)]
+        (last,) = device.wait_for(5)[4:]
+        assert opened.oldest_start_ns() > int(opened.view.bios[4]["submitted_ns"])
+        device.complete(last)
+        assert harvest(opened) == [(4, 0)]
+        idle(opened)
+
+
 @pytest.mark.parametrize("poll_us", WAYS)
 def test_a_plug_waits_for_requests_of_the_pool(poll_us: int | None) -> None:
     with FakeDevice(held) as device, tags(device, poll_us=poll_us) as opened:
@@ -408,8 +425,10 @@ def test_a_lost_write_is_noticed_while_flushes_come_and_go(poll_us: int | None) 
     with FakeDevice(script) as device, driver(device, path="mq", submitters=2, poll_us=poll_us, timeout=1) as opened:
         lost = Background(submit, opened, REQ_OP_WRITE, 9, 512)
         device.wait_for(1)
-        while lost.running:
+        patience = time.monotonic() + PATIENCE
+        while lost.running and time.monotonic() < patience:
             assert submit(opened, REQ_OP_FLUSH, sub=1) in (0, -errno.ETIMEDOUT)
+        device.hang_up()  # so that a failure ends, too
         assert lost.result() == -errno.ETIMEDOUT
         assert len(device.io) > 2
 
