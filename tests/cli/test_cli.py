@@ -59,7 +59,7 @@ BENCH, INFO = "bench", "info"
         (["bench", "--queues", "4"], "--queues 4"),
         (["bench", "--queue-size", "100"], "--queue-size 100"),
         (["bench", "--rw", "reed"], "--rw 'reed'"),
-        (["bench", "--path", "mq"], "--path mq: not in this version; give request or bio"),
+        (["bench", "--path", "blk"], "--path 'blk' is no path; give request, bio, mq, auto"),
         (["bench", "--path", "sideways"], "--path 'sideways'"),
         (["bench", "--use-bio", "2"], "'2'"),
         (["bench", "--use-bio", "1", "--path", "request"], "--use-bio 1 is --path bio, but --path request was given"),

@@ -25,6 +25,7 @@ from virtblk.uapi.virtio_blk import (
     BLK_CONFIG_1_1,
     BLK_CONFIG_WRITEBACK,
     SECTOR_SHIFT,
+    VIRTBLK_F_SORT,
     VIRTIO_BLK_F_BLK_SIZE,
     VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_DISCARD,
@@ -46,6 +47,8 @@ log = logging.getLogger("virtblk.device")
 SEG_MAX: Final = 126
 SIZE_MAX: Final = 1 << 20
 DEFAULT_POLL_US: Final = 32
+#: What a device may ask of its driver (`virtblk serve --hint`), and the bits that say so.
+HINTS: Final[dict[str, frozenset[int]]] = {"none": frozenset(), "sort": frozenset({VIRTBLK_F_SORT})}
 #: Sectors of one segment of a discard or write zeroes: 256 MiB.
 MAX_RANGE_SECTORS: Final = 1 << 19
 #: The same where the worker itself sets every byte to zero, 8 MiB: a request of MAX_RANGES such segments (256 MiB)
@@ -66,6 +69,7 @@ class VirtioBlkDevice:
         poll_us: int = DEFAULT_POLL_US,
         delay_ns: int = 0,
         timed: bool = False,
+        hint: str = "none",
         without: frozenset[int] = frozenset(),
     ) -> None:
         if not 1 <= queues <= 256:
@@ -100,7 +104,7 @@ class VirtioBlkDevice:
             VIRTIO_BLK_F_TOPOLOGY,
             VIRTIO_BLK_F_MQ,
         }
-        bits |= optional_features(storage)
+        bits |= optional_features(storage) | HINTS[hint]
         bits -= without
         if VIRTIO_BLK_F_FLUSH not in bits:
             bits.discard(VIRTIO_BLK_F_CONFIG_WCE)  # 5.2.5.2: not without FLUSH
