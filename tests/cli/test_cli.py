@@ -86,7 +86,7 @@ BENCH, INFO = "bench", "info"
         (["bench", "--device-pid", "99999999999"], "--device-pid 99999999999"),
         (["bench", "ram"], "disk 'ram'"),
         (["bench", "floppy:1440k"], "disk 'floppy:1440k': scheme 'floppy' is unknown"),
-        (["bench", "sim:localhost"], "disk 'sim:localhost': scheme 'sim' is for a later version"),
+        (["bench", "sim:localhost"], "disk 'sim:localhost': profile 'localhost' is unknown (known: sata, fusion-io)"),
         (["bench", "ram:"], "disk 'ram:'"),
         (["bench", "ram:0"], "disk 'ram:0': size 0"),
         (["bench", "ram:1000"], "disk 'ram:1000'"),

@@ -19,7 +19,7 @@ from virtblk.device.worker import BATCH_BYTES
 from virtblk.errors import UsageError
 from virtblk.jit.table import Table
 from virtblk.mem.guest_memory import GuestMemory
-from virtblk.storage.request import KIND_MEMORY, MAX_RANGES
+from virtblk.storage.request import KIND_MEMORY, KIND_SIM, MAX_RANGES
 from virtblk.storage.storage import Storage
 from virtblk.uapi.virtio_blk import (
     BLK_CONFIG_1_1,
@@ -221,7 +221,8 @@ def config_space(storage: Storage, queues: int, bits: set[int]) -> npt.NDArray[n
     config["alignment_offset"] = min(storage.alignment_offset // block, 0xFF)
     config["min_io_size"] = min(max(1, storage.min_io_size // block), 0xFFFF)
     config["opt_io_size"] = min(storage.opt_io_size // block, 0xFFFFFFFF)
-    most = MAX_MEMORY_RANGE_SECTORS if storage.kind == KIND_MEMORY else MAX_RANGE_SECTORS
+    in_memory = storage.kind == KIND_MEMORY or storage.kind == KIND_SIM
+    most = MAX_MEMORY_RANGE_SECTORS if in_memory else MAX_RANGE_SECTORS
     if VIRTIO_BLK_F_DISCARD in bits:
         config["max_discard_sectors"], config["max_discard_seg"] = most, MAX_RANGES
         config["discard_sector_alignment"] = block >> SECTOR_SHIFT
