@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+COVERAGE = os.environ.get("COVERAGE_RUN", "") == "true"  # what `coverage run` says of itself
 CHECKING = os.environ.get("VIRTBLK_CHECKING", "0") not in ("", "0")
 
 # No deadline: the first example of a kernel compiles it.
@@ -37,10 +38,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     foreign = {"compiled"} if INTERPRETED else set()
     if INTERPRETED or CHECKING:
         foreign.add("once")
-    deselected = [item for item in items if any(item.get_closest_marker(name) for name in foreign)]
+    covers = "covers" if INTERPRETED and COVERAGE else ""
+    deselected = [
+        item
+        for item in items
+        if any(item.get_closest_marker(name) for name in foreign - ({"once"} if _marked(item, covers) else set()))
+    ]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in deselected]
+
+
+def _marked(item: pytest.Item, name: str) -> bool:
+    return bool(name) and item.get_closest_marker(name) is not None
 
 
 @pytest.fixture(params=["bio", "request"])

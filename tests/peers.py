@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -33,6 +34,20 @@ def nbdkit() -> str:
 def qemu_nbd() -> str:
     """The path of qemu-nbd; without it the test skips, or fails in CI."""
     return _find("qemu-nbd", "qemu-utils")
+
+
+def fio() -> str:
+    """The path of fio; without it the test skips, or fails in CI."""
+    return _find("fio", "fio")
+
+
+def fio_jsonplus_clat2csv() -> list[str]:
+    """The command of fio's converter, with the system's Python; without it the test skips, or fails in CI."""
+    program = _find("fio_jsonplus_clat2csv", "fio")
+    python = "/usr/bin/python3"
+    if subprocess.run([python, "-c", "import six"], check=False, capture_output=True).returncode:
+        _missing("python3-six", "python3-six")
+    return [python, program]
 
 
 def libnbd() -> None:

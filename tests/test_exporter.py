@@ -13,7 +13,7 @@ from virtblk.errors import OpenError
 from virtblk.exporter import MAX_CLIENTS, MAX_REQUEST, Exporter
 from waiting import PATIENCE, wait_until
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.covers]
 
 
 class Collect:

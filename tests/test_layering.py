@@ -44,7 +44,10 @@ MAY_IMPORT = {
     "server_metrics": f"{_DEVICE} device metrics virtblk",
     "disk": f"{_DRIVER} driver names server",
     "bench": f"{_DRIVER} {_DEVICE} driver device names server disk virtblk",
-    "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench log metrics exporter server_metrics virtblk",
+    "check": f"{_GROUND} {_MESSAGES} names virtblk",
+    "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench check fuzz log metrics exporter"
+    " server_metrics virtblk",
+    "fuzz": f"{_LEAF} virtio {_MESSAGES} vhost_user.frontend names",
     "__main__": "cli",
     "virtblk": "errors disk server",
 }

@@ -19,7 +19,7 @@ from virtblk.server import ChildDevice, local_device, serial_of
 from virtblk.storage.storage import open_storage
 from waiting import wait_until
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.covers]
 
 
 def is_gone(pid: int) -> bool:
@@ -181,6 +181,7 @@ def test_disks_that_have_a_path_are_told_apart_by_its_end(name: str, serial: str
     assert serial_of(name) == serial
 
 
+@pytest.mark.compiled
 def test_regression_the_worker_is_compiled_before_a_driver_waits_for_it() -> None:
     """It took ten seconds of the driver's time-out on a machine that had never run virtblk."""
     code = (

@@ -82,6 +82,7 @@ class Server:
         self._thread: threading.Thread | None = None
         self._listener: Listener | None = None
         self._only: Connection | None = None
+        self.violations = 0  # accesses outside of guest memory, which only a checking build sees
         self.accounts = Accounts(storage, self.options.queues, timed=self.options.timed)
         self._device_on(GuestMemory())
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -132,6 +133,13 @@ class Server:
         with suppress(BlockingIOError):  # asked 2**64 - 2 times before
             os.eventfd_write(self._stop_fd, 1)
 
+    def violated(self, count: int) -> None:
+        """A checking build saw its own workers reach for bytes outside of guest memory: it serves nobody any more."""
+        self.violations += count
+        text = "%d accesses outside of guest memory: a bug of this device"
+        log.critical(text, count, extra={"event": "outside_memory", "count": count})
+        self.stop()
+
     def close(self) -> None:
         """End the session, remove the socket, close the storage if it is ours. Harmless when repeated."""
         if self._stop_fd < 0:
@@ -177,22 +185,25 @@ class Server:
     def _session(self, connection: Connection) -> _Session:
         memory = GuestMemory()
         device = self._device_on(memory)
-        return _Session(Backend(connection, device, memory, max_queue_size=self.options.queue_size), self.accounts)
+        return _Session(self, Backend(connection, device, memory, max_queue_size=self.options.queue_size), memory)
 
 
 class _Session:
     """One client, counted."""
 
-    def __init__(self, backend: Backend, accounts: Accounts) -> None:
+    def __init__(self, server: Server, backend: Backend, memory: GuestMemory) -> None:
+        self._server = server
         self._backend = backend
-        self._accounts = accounts
+        self._memory = memory
 
     def run(self, stop_fd: int) -> str:
-        self._accounts.session_begins()
+        self._server.accounts.session_begins()
         try:
             return self._backend.run(stop_fd)
         finally:
-            self._accounts.session_ends()
+            self._server.accounts.session_ends()
+            if self._memory.violations:
+                self._server.violated(self._memory.violations)
 
 
 def serve(

@@ -11,10 +11,10 @@ import pytest
 from fake_device import FakeDevice
 from naive.virtio_blk import blk_config
 from virtblk.bench.cpu import Usage
-from virtblk.bench.job import JobOptions
+from virtblk.bench.job import PERCENTILES, JobOptions
 from virtblk.bench.runner import Runner
 from virtblk.bench.session import Session
-from virtblk.bench.stat import PERCENTILES, Clat, RunResult
+from virtblk.bench.stat import Clat, RunResult
 from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk
 
 #: The disk of most tests.

@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtblk.bench import cpu
-from virtblk.bench.cpu import Usage, own_usage, process_name, steal_seconds, usage_of
+from virtblk.bench.cpu import Usage, own_usage, process_name, steal_seconds, usage_of, usage_of_thread
+from waiting import PATIENCE, wait_until
 
 SECONDS = st.floats(0, 1e6, allow_nan=False)
 
@@ -145,3 +147,33 @@ def test_steal_time_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(cpu, "Path", Stat)
     assert steal_seconds() == 800 / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_thread_s_usage_is_its_own() -> None:
+    """Another thread works meanwhile; one that is gone has none."""
+    tids: list[int] = []
+
+    def work() -> None:
+        tids.append(threading.get_native_id())
+        began = time.thread_time()
+        while time.thread_time() - began < 0.05:
+            pass
+        busy.set()
+        done.wait(PATIENCE)
+
+    busy, done = threading.Event(), threading.Event()
+    mine = usage_of_thread(threading.get_native_id())
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert busy.wait(PATIENCE)
+    other = usage_of_thread(tids[0])
+    now = usage_of_thread(threading.get_native_id())
+    done.set()
+    thread.join()
+    assert mine is not None
+    assert now is not None
+    assert other is not None
+    assert other.cpu_s >= 0.05
+    assert other.cpu_s < own_usage().cpu_s
+    assert now.since(mine).ctx > 0, "it waited"
+    wait_until(lambda: usage_of_thread(tids[0]) is None)

@@ -64,7 +64,8 @@ def measured(iops: dict[str, float], title: str = "null:1m", **given: Any) -> Me
         for arm, (path, value) in enumerate(iops.items())
     ]
     queue = {"scheduler": "noop [deadline]", "nr_requests": "128", "nomerges": "0"}
-    return Measured(point, {"queue": queue}, "", results, compare(results, 95.0), compare_pairs(results, 95.0))
+    queues = dict.fromkeys(iops, queue)
+    return Measured(point, {}, "", queues, results, compare(results, 95.0), compare_pairs(results, 95.0))
 
 
 def printed(function: Any, *words: Any) -> str:
@@ -274,6 +275,7 @@ def test_a_disk_that_cannot_be_opened_takes_no_other_with_it() -> None:
     matrix = Matrix(95.0)
     out, _ = run(matrix, points_of([Disk(name, name) for name in names], job, None))
     first, second, third = matrix.measured
+    assert second.queues["bio"]["nr_requests"] == "128"
     assert first.failure is not None
     assert "vhost-user:/nowhere: cannot connect" in first.failure
     assert [result.ios for result in second.results] == [16]

@@ -309,7 +309,7 @@ def test_one_lost_io_among_many_is_noticed_too(poll: bool) -> None:
     device = disk(lambda request: lost.append(request) or HOLD if request.sector == 9 and not lost else None)
     with bench(device, timeout=0.3, runtime=600, poll=poll) as run, pytest.raises(DeviceError, match="did not answer"):
         run.run()
-    assert len(run.device.io) > BLOCKS
+    assert len(run.device.io) > BLOCKS // 4  # a slow machine does not get far in 0.3 s
 
 
 @pytest.mark.parametrize("poll", [False, True])

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from bench.harness import a_run
 from virtblk.bench.cpu import Usage
 from virtblk.bench.histogram import BUCKETS, bucket_of
+from virtblk.bench.job import PERCENTILES
 from virtblk.bench.job_loop import JOB_DTYPE
-from virtblk.bench.stat import PERCENTILES, Clat, percentile
+from virtblk.bench.stat import Clat, percentile
 
 SAMPLES = st.lists(st.one_of(st.integers(0, 500), st.integers(0, 1 << 32)), min_size=1, max_size=300)
 

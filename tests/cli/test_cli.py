@@ -159,6 +159,7 @@ def test_version(capsys: Capture) -> None:
     ],
 )
 @pytest.mark.once
+@pytest.mark.covers
 def test_what_does_not_fit_the_disk_is_status_2(words: list[str], says: str, capsys: Capture) -> None:
     assert complaint(capsys, "bench", *words) == says
 
@@ -351,6 +352,7 @@ def test_a_command_leaves_the_signals_as_they_were(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.once
+@pytest.mark.covers
 def test_python_m_virtblk_is_the_same() -> None:
     assert virtblk("--version") == (0, f"virtblk {__version__}\n", "")
     status, out, err = virtblk("info", "ram")
@@ -360,6 +362,7 @@ def test_python_m_virtblk_is_the_same() -> None:
 
 
 @pytest.mark.once
+@pytest.mark.covers
 def test_wrong_usage_costs_no_numba() -> None:
     code = (
         "import sys; from virtblk.cli import main; main(['bench', '--bs', '3']); print(*{'numba'} & set(sys.modules))"
@@ -369,6 +372,7 @@ def test_wrong_usage_costs_no_numba() -> None:
 
 
 @pytest.mark.once
+@pytest.mark.covers
 def test_regression_a_reader_that_has_gone_is_no_traceback() -> None:
     """What was still in the buffer was written when the interpreter was on its way out, and failed there."""
     read_end, write_end = os.pipe()

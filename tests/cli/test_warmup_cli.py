@@ -15,7 +15,7 @@ from virtblk.bench.runner import Runner
 from virtblk.cli import main
 from virtblk.jit import kernel
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.covers]
 
 DISK = """
 import virtblk

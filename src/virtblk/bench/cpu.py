@@ -66,6 +66,18 @@ def usage_of(pid: int) -> Usage | None:
     return Usage(int(fields[11]) / _TICK, int(fields[12]) / _TICK, total)
 
 
+def usage_of_thread(tid: int) -> Usage | None:
+    """Thread `tid` of this process; None when it is gone."""
+    try:
+        fields = Path(f"/proc/self/task/{tid}/stat").read_text().rsplit(")", 1)[1].split()
+        status = Path(f"/proc/self/task/{tid}/status").read_text()
+        total = time.clock_gettime_ns((~tid << 3) | 6) / 1e9  # the thread's CPU clock (pthread_getcpuclockid)
+    except (OSError, IndexError):
+        return None
+    ctx = sum(int(line.split()[1]) for line in status.splitlines() if "ctxt_switches" in line)
+    return Usage(int(fields[11]) / _TICK, int(fields[12]) / _TICK, total, ctx, int(fields[9]), int(fields[7]))
+
+
 def process_name(pid: int) -> str:
     """The command of process `pid`, or its number."""
     try:

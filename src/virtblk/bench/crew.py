@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from virtblk.bench.fio_tables import FioJobs
 from virtblk.bench.job_loop import Jobs
 from virtblk.bench.job_thread import (
     CREW_DTYPE,
@@ -31,10 +32,10 @@ from virtblk.mem.shm import Words
 _GO, _RUNNING, _WAKE, _IDLE, _STOP, _WORDS = range(6)
 
 
-def compile_crew(view: Any, jobs: Jobs) -> None:
-    """Compile what the threads run, or load it from the cache."""
+def compile_crew(view: Any, jobs: Jobs | FioJobs, thread: Any = None) -> None:
+    """Compile what the threads run (`job_thread`, or another kernel like it), or load it from the cache."""
     crew = Table(1, CREW_DTYPE)
-    ensure(job_thread, view, jobs, crew, 0)
+    ensure(thread or job_thread, view, jobs, crew, 0)
     ensure(start_crew, crew, 0, 0)
     ensure(await_crew, crew, 0)
     ensure(stop_crew, view, crew)
@@ -42,12 +43,16 @@ def compile_crew(view: Any, jobs: Jobs) -> None:
 
 
 class Crew:
-    """One thread per job on the queue `view`. `close` must come before the queue goes."""
+    """One thread per job on the queue `view`, each running `thread` (default: `job_thread`).
 
-    def __init__(self, view: Any, jobs: Jobs, title: str) -> None:
+    `close` must come before the queue goes.
+    """
+
+    def __init__(self, view: Any, jobs: Jobs | FioJobs, title: str, thread: Any = None) -> None:
         self._view = view
         self._jobs = jobs
         self._title = title
+        self._thread = thread
         self._words = Words(_WORDS)
         self._crew = Table(1, CREW_DTYPE)
         for name, index in (("go", _GO), ("running", _RUNNING), ("wake", _WAKE), ("idle", _IDLE), ("stop", _STOP)):
@@ -55,12 +60,17 @@ class Crew:
         self._number = 0
         self._threads: list[threading.Thread] = []
         self._failures: list[BaseException] = []  # of Python's: none in a kernel, except in a checking build
-        compile_crew(view, jobs)
+        compile_crew(view, jobs, thread)
 
     @property
     def stop_word(self) -> int:
         """Address of the word that ends a run: it may be set by anybody, a signal handler included."""
         return self._words.address(_STOP)
+
+    @property
+    def thread_ids(self) -> list[int]:
+        """The system's numbers of the threads, job by job; empty before the first run."""
+        return [thread.native_id or 0 for thread in self._threads]
 
     def _start(self) -> None:
         """Start the threads. Raises DeviceError where there are not as many to be had."""
@@ -78,7 +88,7 @@ class Crew:
 
     def _work(self, index: int) -> None:
         try:
-            job_thread(self._view, self._jobs, self._crew, index)
+            (self._thread or job_thread)(self._view, self._jobs, self._crew, index)
         except BaseException as error:
             self._failures.append(error)
             leave_crew(self._crew)

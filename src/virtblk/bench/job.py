@@ -24,6 +24,8 @@ LATER_PATHS: Final = ("mq", "auto")
 DEFAULT_PATHS: Final = ("request", "bio")
 MAX_ARMS: Final = 8
 VERIFY: Final = ("none", "crc32c")
+#: fio's default percentile_list.
+PERCENTILES: Final = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99, 99.5, 99.9, 99.95, 99.99)
 
 DEFAULT_BS: Final = 4096
 DEFAULT_DEPTH: Final = 32
@@ -193,7 +195,7 @@ class JobOptions:
         if self.data_bytes + self.numjobs * self.iodepth * BYTES_PER_BIO > available:
             raise UsageError(
                 f"--numjobs {self.numjobs} x --iodepth {self.iodepth} x --bs {format_size(self.bs)}: "
-                f"{_roughly(self.data_bytes)} of buffers, and {_roughly(available)} of memory are free"
+                f"{roughly(self.data_bytes)} of buffers, and {roughly(available)} of memory are free"
             )
 
 
@@ -206,7 +208,8 @@ def available_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _roughly(size: int) -> str:
+def roughly(size: int) -> str:
+    """A size in bytes with one decimal, for messages: 1.5g."""
     unit = next((unit for unit in (40, 30, 20) if size >= 1 << unit), 10)
     return f"{size / (1 << unit):.1f}{dict(zip((40, 30, 20, 10), 'tgmk', strict=True))[unit]}"
 

@@ -43,6 +43,7 @@ class Measured:
     point: Point
     device: dict[str, Any] = field(default_factory=dict)
     placement: str = ""
+    queues: dict[str, dict[str, str]] = field(default_factory=dict)  # the queue's attributes, by path
     results: list[RunResult] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     pairs: list[Comparison] = field(default_factory=list)
@@ -60,7 +61,7 @@ class Measured:
 
     def settings(self, path: str) -> list[str]:
         """`path` as Linux settings, with the values of this run."""
-        return linux_settings(path, self.device.get("queue", {}), self.point.job.queue_size, self.point.job.queues)
+        return linux_settings(path, self.queues.get(path, {}), self.point.job.queue_size, self.point.job.queues)
 
     def as_json(self) -> dict[str, Any]:
         """What `bench --json` writes of such a run, and the keys of its own."""
@@ -118,6 +119,9 @@ def _run(session: Session, measured: Measured, on_start: Callable[[Measured], No
         on_start(measured)
         for result in runner.run():
             measured.results.append(result)
+        for path in measured.point.job.paths:  # each may have a scheduler of its own
+            runner.set_path(path)
+            measured.queues[path] = session.queue_settings()
     except DeviceError as error:
         if not (runner.interrupted and error.errno == errno.ESHUTDOWN):
             raise

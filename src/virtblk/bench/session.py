@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final
@@ -58,6 +58,12 @@ def example_jobs() -> Jobs:
     return Jobs(Table(1, JOB_DTYPE), Table(1), Table(1), Table(1), Table(1))
 
 
+def compile_jobs() -> None:
+    """Compile what a plain bench runs, or load it from the cache."""
+    ensure(job_loop, example_queue(), example_jobs(), 0)
+    compile_crew(example_queue(), example_jobs())
+
+
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
     """Ctrl-C takes effect after the body: a process that is only half known could not be ended."""
@@ -75,11 +81,15 @@ def _interrupts_later() -> Iterator[None]:
 
 
 class Session:
-    """An open disk for a bench run. Raises UsageError and OpenError; leaves nothing behind."""
+    """An open disk for a bench run, of which `compile_jobs` compiles the jobs' part while a child device does its own.
 
-    def __init__(self, name: str, options: JobOptions) -> None:
+    Raises UsageError and OpenError; leaves nothing behind.
+    """
+
+    def __init__(self, name: str, options: JobOptions, compile_jobs: Callable[[], None] = compile_jobs) -> None:
         self.name = name
         self.options = options
+        self._compile_jobs = compile_jobs
         self.child: ChildDevice | None = None
         self.local: LocalDevice | None = None
         self.device: VirtioBlk | None = None
@@ -107,8 +117,7 @@ class Session:
                 self.child = ChildDevice(self.name, cpus=_list(self.device_cpus) if self.device_cpus else "")
             with progress():  # while the child compiles its half
                 compile_driver()
-                ensure(job_loop, example_queue(), example_jobs(), 0)
-                compile_crew(example_queue(), example_jobs())
+                self._compile_jobs()
             self.child.wait_ready()
             target = f"vhost-user:{self.child.path}"
         if self.driver_cpus:

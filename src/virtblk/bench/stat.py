@@ -15,12 +15,8 @@ import numpy.typing as npt
 
 from virtblk.bench.cpu import Usage
 from virtblk.bench.histogram import BUCKETS, bucket_middle
-from virtblk.bench.job import JobOptions
+from virtblk.bench.job import PERCENTILES, JobOptions
 from virtblk.bench.slices import Slice, add_usage, histogram_of
-
-#: fio's default percentile_list.
-PERCENTILES: Final = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99, 99.5, 99.9, 99.95, 99.99)
-
 
 #: One run's slices as columns, for statistics and for JSON: see `samples_of`.
 Samples = dict[str, list[Any]]

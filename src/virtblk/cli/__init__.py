@@ -1,4 +1,5 @@
-"""The command line: `virtblk bench | info | serve | warmup`. One short file per command, imported when it is asked for.
+"""The command line: `virtblk bench | check | fuzz | info | serve | warmup`. One short file per command, imported when
+it is asked for.
 
 Exit status: 0 fine; 1 the run found errors or lost its peer; 2 wrong usage or input; 130 interrupted. No traceback
 reaches a user unless VIRTBLK_TRACEBACK=1 asks for it.
@@ -23,6 +24,8 @@ from virtblk.errors import DeviceError, OpenError, UsageError
 
 COMMANDS: Final = {
     "bench": "load a disk and measure it: IOPS, latency, CPU of both sides",
+    "check": "check a vhost-user-blk device against the specifications",
+    "fuzz": "attack a vhost-user device with sound and broken input",
     "info": "connect to a disk and say what it is",
     "serve": "serve a disk to a virtual machine, or to any other vhost-user client",
     "warmup": "compile everything now, so that the next start is quick",

@@ -19,6 +19,7 @@ from virtblk.bench.job import (
 )
 from virtblk.bench.posting import PRESETS
 from virtblk.cli import bench_matrix
+from virtblk.cli.bench_fio import add_job_arguments, check_job_options, check_no_job, run_job_file
 from virtblk.errors import DeviceError, UsageError
 from virtblk.names import format_size, parse_name, parse_size
 
@@ -31,6 +32,7 @@ EXAMPLES = f"""examples:
   virtblk bench --queue scheduler=deadline                        the request path, set as in sysfs
   virtblk bench --preset posting-ramdisk                          the load of 2012, with its figures
 {bench_matrix.EXAMPLES}
+  virtblk bench ram:1g --job load.fio --output-format json        fio's job file, fio's JSON
   virtblk bench --compare before.json after.json                  what changed between two runs"""
 
 
@@ -123,6 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--share-core", action="store_true", help="driver and device on one CPU: an overcommitted host")
     add("--preset", choices=sorted(PRESETS), help="a known load; options given besides take precedence")
     bench_matrix.add_arguments(parser)
+    add_job_arguments(parser)
     add("--compare", nargs=2, metavar=("A", "B"), help="compare two files of --json, and run nothing")
     add("--json", metavar="PATH", help="write all figures as JSON; - for standard output")
 
@@ -204,6 +207,12 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
 
 def run(options: argparse.Namespace) -> int:
     """Run the bench; returns the exit status."""
+    if options.job:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        check_job_options(options, vars(parser.parse_args([])))
+        return run_job_file(options, _job_options(options), DEFAULT_DISK)
+    check_no_job(options)
     if options.compare:
         return _compare(options)
     many = bench_matrix.is_asked(options)

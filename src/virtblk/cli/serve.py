@@ -128,10 +128,11 @@ def run(options: argparse.Namespace) -> int:
                 extra={"event": "ready", "disk": name.text, "size": storage.size, "socket": where, "pid": os.getpid()},
             )
             server.run()
+            violations = server.violations
     finally:
         storage.close()
     log.info("stopped", extra={"event": "stopped"})
-    return stopping.status
+    return 1 if violations else stopping.status
 
 
 def _disk(options: argparse.Namespace) -> DiskName:

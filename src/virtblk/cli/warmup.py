@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compile; returns the exit status."""
+    from virtblk.bench.fio_runner import compile_fio_jobs
     from virtblk.bench.job import JobOptions
     from virtblk.bench.runner import Runner
     from virtblk.bench.session import Session
@@ -21,6 +22,7 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     job = JobOptions(bs=512, iodepth=4, size=1 << 16, runtime=0, verify="crc32c")
     with Session("ram:1m", job) as session:
+        compile_fio_jobs()
         errors = sum(result.errors for result in Runner(session, job).run())
     where = f"kept in {cache_directory}" if cache_directory else "not kept: no cache directory can be written"
     print(f"{len(registry)} kernels ready in {time.monotonic() - began:.1f} s, {where}")

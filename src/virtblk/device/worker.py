@@ -13,8 +13,9 @@ from virtblk.device.request import complete, identify, parse, validate
 from virtblk.jit.atomics import cpu_pause, load_acquire_i64, store_i64, store_release_i64
 from virtblk.jit.kernel import cold_kernel, kernel
 from virtblk.jit.libc import clock_ns, eventfd_drain, eventfd_signal, poll_in2, poll_out
+from virtblk.jit.memory import prefetch_write
 from virtblk.mem.regions import MAX_REGIONS, memory_truncated
-from virtblk.storage.memory import memory_execute
+from virtblk.storage.memory import memory_execute, memory_prefetch
 from virtblk.storage.null import null_execute
 from virtblk.storage.request import BATCH, KIND_MEMORY, OP_IDENTIFY
 from virtblk.virtio.vringh_split import (
@@ -27,6 +28,7 @@ from virtblk.virtio.vringh_split import (
     vringh_need_notify,
     vringh_notify_disable,
     vringh_notify_enable,
+    vringh_prefetch,
     vringh_publish_used,
 )
 
@@ -87,6 +89,9 @@ def process_batch(vr, mem, disk, requests, worker, counters):
     failed = 0
     size = 0
     began = 0
+    memory = disk.state[0]["kind"] == KIND_MEMORY
+    if vringh_available(vr) > 1:
+        vringh_prefetch(vr, mem, BATCH)
     while count < BATCH and size < BATCH_BYTES and first + MAX_PIECES + MAX_REGIONS <= PIECES:
         head = vringh_getdesc(vr, mem, first)
         if head < 0:
@@ -98,11 +103,14 @@ def process_batch(vr, mem, disk, requests, worker, counters):
         validate(disk, requests, count, kind, sector)
         if worker[0]["timed"]:
             began = take_time(requests, count, began)
+        prefetch_write(requests[count]["status_at"])
+        if memory:
+            memory_prefetch(disk.state[0]["address"], requests, count)
         first += pieces
         size += requests[count]["length"]
         count += 1
     if count:
-        if disk.state[0]["kind"] == KIND_MEMORY:
+        if memory:
             memory_execute(disk.state[0]["address"], mem, requests, count, vr.piece_addr, vr.piece_len)
         else:
             null_execute(requests, count)

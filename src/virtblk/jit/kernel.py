@@ -33,7 +33,18 @@ INTERPRETED: Final = bool(config.DISABLE_JIT)
 CHECKING: Final = os.environ.get("VIRTBLK_CHECKING", "0") not in ("", "0")
 
 #: Packages whose source can reach compiled code.
-_KERNEL_PACKAGES: Final = ("uapi", "jit", "mem", "virtio", "block", "driver", "storage", "device", "bench")
+_KERNEL_PACKAGES: Final = (
+    "uapi",
+    "jit",
+    "mem",
+    "virtio",
+    "block",
+    "driver",
+    "storage",
+    "device",
+    "bench",
+    "fuzz/guest",
+)
 _KEEP_DIRECTORIES: Final = 8
 _DIGEST_DIGITS: Final = 16
 

@@ -1,4 +1,4 @@
-"""Copies and fills between plain addresses (C: memcpy, memset).
+"""Copies and fills between plain addresses, and prefetches (C: memcpy, memset, __builtin_prefetch).
 
 The caller has checked both ranges: guest memory is reached through `mem.guest_memory` only. Called from kernels.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from virtblk.jit.lowering import LLVM_I64, i64, native, pointer, void
+from virtblk.jit.lowering import LLVM_I32, LLVM_I64, LLVM_VOID, external, i64, native, pointer, void
 
 _I1 = ir.IntType(1)
 
@@ -40,3 +40,23 @@ def _fill(context: Any, builder: Any, args: Any) -> None:
 def fill(destination: int, byte: int, length: int) -> None:
     """Set `length` bytes to `byte`."""
     ctypes.memset(int(destination), int(byte), int(length))
+
+
+def _prefetch(write: int) -> Any:
+    def generate(context: Any, builder: Any, args: Any) -> None:
+        byte = pointer(builder, args[0], 8)
+        hint = external(builder, "llvm.prefetch.p0i8", LLVM_VOID, byte.type, LLVM_I32, LLVM_I32, LLVM_I32)
+        near, data = ir.Constant(LLVM_I32, 3), ir.Constant(LLVM_I32, 1)
+        builder.call(hint, [byte, ir.Constant(LLVM_I32, write), near, data])
+
+    return native(void, i64)(generate)
+
+
+@_prefetch(0)
+def prefetch_read(address: int) -> None:
+    """Fetch the cache line of `address`, to be read soon. A hint: any address is harmless. The twin does nothing."""
+
+
+@_prefetch(1)
+def prefetch_write(address: int) -> None:
+    """Fetch the cache line of `address`, to be written soon. A hint: any address is harmless. The twin does nothing."""

@@ -27,8 +27,8 @@ KIND_NULL = 1
 KIND_FILE = 2  # compiled, through io_uring: file_state.py
 KIND_REQUESTS = 3  # Python objects: io_request.py
 
-#: Requests that a worker takes in one go.
-BATCH = 32
+#: Requests that a worker takes in one go, and answers in one go: a larger batch makes its first one wait for its last.
+BATCH = 16
 
 #: Ranges that one discard or write zeroes may name.
 MAX_RANGES = 32

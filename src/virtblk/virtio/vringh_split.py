@@ -25,6 +25,7 @@ from virtblk.jit.atomics import (
     store_u32,
 )
 from virtblk.jit.kernel import kernel
+from virtblk.jit.memory import prefetch_read
 from virtblk.jit.table import Table
 from virtblk.mem.regions import translate
 from virtblk.uapi.virtio_ring import (
@@ -247,6 +248,26 @@ def vringh_getdesc(vr, mem, first):
     vr.state[0]["pieces"] = at - first
     vr.state[0]["readable"] = readable if readable >= 0 else -1 - readable
     return head
+
+
+@kernel
+def vringh_prefetch(vr, mem, count):
+    """Fetch the descriptors of the next `count` chains at most, and their indirect tables, into the cache at once.
+
+    Each lies in the driver's cache, and taken one by one each chain waits for two of them. What is read here decides
+    nothing but what is fetched: the descriptors are read anew, and checked, when the chain is taken.
+    """
+    last = vr.state[0]["last_avail"]
+    count = min(count, (vr.state[0]["avail_seen"] - last) & 0xFFFF)
+    num = vr.state[0]["num"]
+    ring = vr.state[0]["avail"] + AVAIL_RING
+    desc = vr.state[0]["desc"]
+    for i in range(count):
+        prefetch_read(desc + DESC_SIZE * (load_u16(ring + 2 * ((last + i) & (num - 1))) & (num - 1)))
+    for i in range(count):
+        entry = desc + DESC_SIZE * (load_u16(ring + 2 * ((last + i) & (num - 1))) & (num - 1))
+        host, _ = translate(mem, load_i64(entry + DESC_ADDR), DESC_SIZE)
+        prefetch_read(host)
 
 
 @kernel

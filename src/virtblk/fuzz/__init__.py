@@ -1,0 +1,1 @@
+"""`virtblk fuzz`: two attackers on a vhost-user-blk device, the front end that lies and the guest that lies."""

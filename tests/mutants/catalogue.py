@@ -1,0 +1,16 @@
+"""All mutants by name, and the checks that no mutant of ours can prove, each with the reason."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from . import block_mutants, message_mutants, ring_mutants
+from .mutant import Mutant
+
+_ALL: Final = (*block_mutants.MUTANTS, *ring_mutants.MUTANTS, *message_mutants.MUTANTS)
+MUTANTS: Final[dict[str, Mutant]] = {mutant.name: mutant for mutant in _ALL}
+if len(MUTANTS) != len(_ALL):
+    raise ValueError("two mutants have one name")
+
+#: Checks that our device runs, and that no defect of one or a few lines makes fail.
+UNPROVEN: Final[dict[str, str]] = {}

@@ -1,0 +1,540 @@
+"""Defects of the device's half of the split ring (virtio 1.2, 2.7)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .mutant import Edit, Mutant, mutant
+
+VRINGH: Final = "virtio/vringh_split.py"
+WORKER: Final = "device/worker.py"
+QUEUE: Final = "device/queue.py"
+_STORES: Final = "\nfrom virtblk.jit.atomics import load_u8, store_i64, store_u8, store_u16, store_u32\n"
+_USED_ID: Final = "store_u32(elem + USED_ELEM_ID, head)"
+_USED_LEN: Final = "store_u32(elem + USED_ELEM_LEN, length)"
+_BREAK: Final = '    if vr.state[0]["bad"] == 0:\n        vr.state[0]["bad_value"] = value\n'
+_DIE: Final = "\n\ndef die():\n    import os, signal\n\n    os.kill(os.getpid(), signal.SIGABRT)\n"
+_ADD_USED: Final = 'vringh_add_used(vr, requests[i]["head"], used)'
+#: A worker of ours looks at its ring once a second whatever happens, which hides a kick that was lost.
+_SLEEPS: Final = Edit(WORKER, "WAIT_MS = 1000", "WAIT_MS = 60000")
+_NOTIFY_OFF: Final = "return new != old and (load_u16(avail + AVAIL_FLAGS) & VRING_AVAIL_F_NO_INTERRUPT) == 0"
+_NOTIFY_ON: Final = 'return vring_need_event(load_u16(avail + AVAIL_RING + 2 * vr.state[0]["num"]), new, old)'
+_EVENT_IDX: Final = '    if vr.state[0]["event_idx"]:\n        return vring_need_event'
+
+MUTANTS: Final[tuple[Mutant, ...]] = (
+    mutant(
+        "head_twice", "split.used-once", "Each head is returned twice.", WORKER, _ADD_USED, f"{_ADD_USED}; {_ADD_USED}"
+    ),
+    mutant(
+        "wrong_head",
+        "split.used-once",
+        "The used element names the head after the one that was taken.",
+        VRINGH,
+        _USED_ID,
+        'store_u32(elem + USED_ELEM_ID, (head + 1) % vr.state[0]["num"])',
+    ),
+    mutant(
+        "index_for_head",
+        "split.used-once",
+        "The used element names the position in the available ring in place of the head.",
+        VRINGH,
+        _USED_ID,
+        'store_u32(elem + USED_ELEM_ID, idx % vr.state[0]["num"])',
+    ),
+    mutant(
+        "used_len_too_long",
+        "split.used-length-read split.used-length-write",
+        "The used length is eight bytes more than was written.",
+        VRINGH,
+        _USED_LEN,
+        "store_u32(elem + USED_ELEM_LEN, length + 8)",
+    ),
+    mutant(
+        "used_len_of_failures",
+        "split.used-length-error",
+        "A request that failed says that all its data was written.",
+        "device/request.py",
+        'written = requests[i]["used_len"]',
+        'written = requests[i]["writable"]',
+    ),
+    mutant(
+        "missed_wrap",
+        "split.wrap-base split.wrap-base-event-idx",
+        "The used index goes on with 0 after 32767.",
+        VRINGH,
+        'vr.state[0]["used_idx"] = (idx + 1) & 0xFFFF',
+        'vr.state[0]["used_idx"] = (idx + 1) & 0x7FFF',
+    ),
+    mutant(
+        "avail_missed_wrap",
+        "split.wrap-base split.wrap-base-event-idx",
+        "The available index goes on with 0 after 32767.",
+        VRINGH,
+        'vr.state[0]["last_avail"] = (last + 1) & 0xFFFF',
+        'vr.state[0]["last_avail"] = (last + 1) & 0x7FFF',
+    ),
+    mutant(
+        "used_wraps_with_ring",
+        "split.wrap-65536",
+        "The used index counts modulo the queue size.",
+        VRINGH,
+        'vr.state[0]["used_idx"] = (idx + 1) & 0xFFFF',
+        'vr.state[0]["used_idx"] = (idx + 1) & (vr.state[0]["num"] - 1)',
+    ),
+    mutant(
+        "event_late_by_one",
+        "split.call-event",
+        "With EVENT_IDX, the interrupt comes one used element late.",
+        "jit/arith.py",
+        "return ((new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)",
+        "return ((new - event - 2) & 0xFFFF) < ((new - old) & 0xFFFF)",
+    ),
+    mutant(
+        "event_misses_wrap",
+        "split.call-event-wrap",
+        "With EVENT_IDX, indices are compared as if they never wrapped.",
+        "jit/arith.py",
+        "return ((new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)",
+        "return old <= event < new",
+    ),
+    mutant(
+        "event_always",
+        "split.call-event-not-before split.call-event-not-after",
+        "With EVENT_IDX, every batch is signalled.",
+        VRINGH,
+        _NOTIFY_ON,
+        "return True",
+    ),
+    mutant(
+        "event_idx_obeys_flag",
+        "split.call-event-ignores-flags",
+        "With EVENT_IDX, the low bit of the available ring's flags still suppresses interrupts.",
+        VRINGH,
+        _NOTIFY_ON,
+        f"if load_u16(avail + AVAIL_FLAGS) & 1:\n            return False\n        {_NOTIFY_ON}",
+    ),
+    mutant(
+        "used_event_always_read",
+        "split.call-ignores-used-event",
+        "used_event is honoured without EVENT_IDX.",
+        VRINGH,
+        _EVENT_IDX,
+        "    if True:\n        return vring_need_event",
+    ),
+    mutant(
+        "interrupt_flag_ignored",
+        "split.call-flags-1",
+        "VRING_AVAIL_F_NO_INTERRUPT is ignored.",
+        VRINGH,
+        _NOTIFY_OFF,
+        "return new != old",
+    ),
+    mutant(
+        "never_interrupts",
+        "split.call-flags-0",
+        "Without EVENT_IDX, nothing is ever signalled.",
+        VRINGH,
+        _NOTIFY_OFF,
+        "return 0",
+    ),
+    mutant(
+        "interrupt_flag_inverted",
+        "split.call-flags-0 split.call-flags-1",
+        "VRING_AVAIL_F_NO_INTERRUPT is taken the other way round.",
+        VRINGH,
+        "VRING_AVAIL_F_NO_INTERRUPT) == 0",
+        "VRING_AVAIL_F_NO_INTERRUPT) != 0",
+    ),
+    mutant(
+        "used_idx_before_element",
+        "split.used-once",
+        "The used index moves before the used element is written.",
+        VRINGH,
+        _USED_ID,
+        'store_release_u16(vr.state[0]["used"] + USED_IDX, (idx + 1) & 0xFFFF); sleep(0.02); ' + _USED_ID,
+        extra="\nfrom time import sleep\n",
+    ),
+    mutant(
+        "used_flags_set",
+        "split.used-flags",
+        "used->flags holds a bit that the specification does not know.",
+        VRINGH,
+        "store_u16(used + USED_FLAGS, VRING_USED_F_NO_NOTIFY)",
+        "store_u16(used + USED_FLAGS, VRING_USED_F_NO_NOTIFY | 2)",
+        Edit(VRINGH, "store_u16(used + USED_FLAGS, 0)", "store_u16(used + USED_FLAGS, 2)"),
+    ),
+    mutant(
+        "used_flags_with_event_idx",
+        "split.used-flags-event-idx",
+        "used->flags says NO_NOTIFY although EVENT_IDX was negotiated.",
+        VRINGH,
+        'if vr.state[0]["event_idx"] == 0:',
+        "if True:",
+    ),
+    mutant(
+        "spurious_kick_ends_queue",
+        "split.spurious-kicks",
+        "A kick without a new chain ends the queue's worker.",
+        WORKER,
+        "            wait_for_kick(worker)\n",
+        "            wait_for_kick(worker)\n            if vringh_available(vr) == 0:\n                break\n",
+    ),
+    mutant(
+        "spurious_kick_takes_stale_head",
+        "split.spurious-kicks",
+        "A kick without a new chain has the last one served again.",
+        WORKER,
+        "            wait_for_kick(worker)\n",
+        "            kicks = worker[0]['kicks']\n            wait_for_kick(worker)\n"
+        "            if worker[0]['kicks'] > kicks and vringh_available(vr) == 0 and vr.state[0]['last_avail']:\n"
+        "                vr.state[0]['last_avail'] = (vr.state[0]['last_avail'] - 1) & 0xFFFF\n",
+    ),
+    mutant(
+        "avail_event_stuck",
+        "split.kick-event",
+        "avail_event stays 0: after the first request no kick is asked for.",
+        VRINGH,
+        'store_u16(avail_event, vr.state[0]["last_avail"])',
+        "store_u16(avail_event, 0)",
+        _SLEEPS,
+    ),
+    mutant(
+        "avail_event_late",
+        "split.kick-event",
+        "avail_event is one too high: a kick is asked for at the second chain.",
+        VRINGH,
+        'store_u16(avail_event, vr.state[0]["last_avail"])',
+        'store_u16(avail_event, vr.state[0]["last_avail"] + 1)',
+        _SLEEPS,
+    ),
+    mutant(
+        "no_notify_stays",
+        "split.kick-flags",
+        "VRING_USED_F_NO_NOTIFY stays set while the device sleeps.",
+        VRINGH,
+        "store_u16(used + USED_FLAGS, 0)",
+        "store_u16(used + USED_FLAGS, VRING_USED_F_NO_NOTIFY)",
+        _SLEEPS,
+    ),
+    mutant(
+        "descriptor_table_written",
+        "split.descriptors-untouched",
+        "The device clears the flags of the descriptors that it has read.",
+        VRINGH,
+        "following = load_u16(entry + DESC_NEXT)",
+        "following = load_u16(entry + DESC_NEXT)\n        store_u16(entry + DESC_FLAGS, 0)",
+    ),
+    mutant(
+        "avail_ring_written",
+        "split.descriptors-untouched",
+        "The device clears the entries of the available ring that it has read.",
+        VRINGH,
+        "    if head >= num:\n        return vringh_break(vr, BAD_HEAD, head)",
+        '    store_u16(vr.state[0]["avail"] + AVAIL_RING + 2 * (last & (num - 1)), 0xFFFF)\n'
+        "    if head >= num:\n        return vringh_break(vr, BAD_HEAD, head)",
+    ),
+    mutant(
+        "indirect_table_written",
+        "split.indirect",
+        "The device clears the flags of the indirect descriptors that it has read.",
+        VRINGH,
+        "following = load_u16(entry + DESC_NEXT)",
+        "following = load_u16(entry + DESC_NEXT)\n"
+        "        if is_indirect:\n            store_u16(entry + DESC_FLAGS, 0)",
+    ),
+    mutant(
+        "indirect_write_flag_refused",
+        "split.indirect-write-flag",
+        "A descriptor that names an indirect table and has the WRITE flag breaks the ring.",
+        VRINGH,
+        "            if flags & VRING_DESC_F_NEXT:\n                return vringh_break(vr, BAD_INDIRECT_NEXT",
+        "            if flags & (VRING_DESC_F_NEXT | VRING_DESC_F_WRITE):\n"
+        "                return vringh_break(vr, BAD_INDIRECT_NEXT",
+    ),
+    mutant(
+        "indirect_write_flag_counts",
+        "split.indirect-write-flag",
+        "The WRITE flag of a descriptor that names an indirect table makes all buffers of the table writable.",
+        VRINGH,
+        "        if flags & VRING_DESC_F_INDIRECT:\n",
+        "        if flags & VRING_DESC_F_INDIRECT:\n"
+        "            if flags & VRING_DESC_F_WRITE and readable >= 0:\n                readable = -1 - readable\n",
+    ),
+    mutant(
+        "indirect_only_alone",
+        "split.indirect-after-plain",
+        "Plain descriptors before an indirect table break the ring.",
+        VRINGH,
+        "        if flags & VRING_DESC_F_INDIRECT:\n",
+        "        if flags & VRING_DESC_F_INDIRECT:\n            if at != first:\n"
+        "                return vringh_break(vr, BAD_INDIRECT_NEXT, index), at, readable, total\n",
+    ),
+    mutant(
+        "plain_before_indirect_lost",
+        "split.indirect-after-plain",
+        "Plain descriptors before an indirect table are forgotten.",
+        VRINGH,
+        "whole, entries, 0, entries, True, first, at, readable, total)",
+        "whole, entries, 0, entries, True, first, first, 0, 0)",
+    ),
+    mutant(
+        "indirect_empty_hangs",
+        "chain.indirect-length-0",
+        "An indirect table of no bytes stalls the ring without a word.",
+        VRINGH,
+        "if length == 0 or length % DESC_SIZE or length // DESC_SIZE > MAX_INDIRECT:",
+        "while length == 0:\n                sleep(1)\n"
+        "            if length % DESC_SIZE or length // DESC_SIZE > MAX_INDIRECT:",
+        extra="\nfrom time import sleep\n",
+    ),
+    mutant(
+        "loop_followed",
+        "chain.self-loop chain.two-loop chain.empty-loop chain.indirect-loop",
+        "A chain that loops is followed for ever.",
+        VRINGH,
+        "    for _ in range(limit):\n",
+        "    while True:\n",
+        Edit(
+            VRINGH,
+            "if at - first >= MAX_PIECES:",
+            "if at - first >= MAX_PIECES:\n            at = first\n        if 0:",
+        ),
+    ),
+    mutant(
+        "bad_address_answered",
+        "chain.address-0 chain.address-top chain.address-user",
+        "A buffer outside all memory regions is skipped.",
+        VRINGH,
+        "return vringh_break(vr, BAD_ADDRESS, address)\n        vr.piece_addr",
+        "return at\n        vr.piece_addr",
+    ),
+    mutant(
+        "readable_buffer_written",
+        "split.readable-untouched",
+        "The device writes into the header that the driver gave it to read.",
+        "device/request.py",
+        "kind = load_u32(header + OUTHDR_TYPE)",
+        "kind = load_u32(header + OUTHDR_TYPE)\n    store_u8(header + 4, 0xFF)",
+        extra=_STORES,
+    ),
+    mutant(
+        "write_data_cleared",
+        "blk.read-after-write",
+        "The device clears the data of a write once it has it.",
+        "storage/memory.py",
+        "guest_read(mem, at, piece_addr[p], piece_len[p])",
+        "guest_read(mem, at, piece_addr[p], piece_len[p]); fill(piece_addr[p], 0, piece_len[p])",
+    ),
+    mutant(
+        "past_the_end",
+        "split.readable-untouched",
+        "A read writes one byte past the end of its buffer.",
+        "storage/memory.py",
+        "guest_write(mem, piece_addr[p], at, piece_len[p])",
+        "guest_write(mem, piece_addr[p], at, piece_len[p] + (piece_len[p] > 1))",
+    ),
+    mutant(
+        "one_entry_ring_refused",
+        "split.size-tiny",
+        "A ring of one entry never answers.",
+        QUEUE,
+        "vringh_init(self._vring, vring.base)",
+        'vringh_init(self._vring, vring.base)\n        if num == 1:\n            state["bad"] = 13',
+    ),
+    mutant(
+        "large_ring_dead",
+        "split.sizes",
+        "Rings of more than 256 entries are taken, and never answer.",
+        QUEUE,
+        "vringh_init(self._vring, vring.base)",
+        'vringh_init(self._vring, vring.base)\n        if num > 256:\n            state["bad"] = 13',
+    ),
+    mutant(
+        "start_base_ignored",
+        "split.wrap-base",
+        "The ring starts at index 0 whatever SET_VRING_BASE said.",
+        QUEUE,
+        "vringh_init(self._vring, vring.base)",
+        "vringh_init(self._vring, 0)",
+    ),
+    mutant(
+        "event_compares_last",
+        "split.call-event-batch",
+        "With EVENT_IDX, only the last index of a batch is compared with used_event.",
+        VRINGH,
+        _NOTIFY_ON,
+        'return load_u16(avail + AVAIL_RING + 2 * vr.state[0]["num"]) == (new - 1) & 0xFFFF',
+    ),
+    mutant(
+        "avail_event_misses_wrap",
+        "split.kick-event-wrap",
+        "avail_event goes on with 0 after 32767.",
+        VRINGH,
+        'store_u16(avail_event, vr.state[0]["last_avail"])',
+        'store_u16(avail_event, vr.state[0]["last_avail"] & 0x7FFF)',
+        _SLEEPS,
+    ),
+    mutant(
+        "indirect_counts_against_ring",
+        "split.indirect-one-slot",
+        "An indirect table of more than half the queue size breaks the ring.",
+        VRINGH,
+        "length // DESC_SIZE > MAX_INDIRECT:",
+        'length // DESC_SIZE > vr.state[0]["num"] // 2:',
+    ),
+    mutant(
+        "next_ignored",
+        "split.scattered-chain",
+        "A chain goes on with the descriptor that follows, whatever `next` says.",
+        VRINGH,
+        "        index = following\n",
+        "        index += 1\n",
+    ),
+    mutant(
+        "broken_chain_aborts",
+        "chain.self-loop chain.two-loop chain.empty-loop chain.indirect-loop chain.next-outside chain.next-65535 "
+        "chain.indirect-next-outside chain.head-outside chain.head-65535 chain.idx-jump chain.idx-back "
+        "chain.status-readable chain.writable-first chain.total-over-4g chain.indirect-and-next chain.indirect-nested "
+        "chain.indirect-length-0 chain.indirect-length-odd chain.indirect-length-8 chain.indirect-length-huge "
+        "chain.indirect-past-end chain.indirect-unnegotiated chain.address-0 chain.address-top "
+        "chain.address-past-end chain.address-user chain.header-address chain.hole-between-regions",
+        "A chain that breaks a rule ends the device's process: an assertion in place of a refusal.",
+        VRINGH,
+        _BREAK,
+        f"    die()\n{_BREAK}",
+        extra=_DIE,
+    ),
+    mutant(
+        "bad_next_taken_for_following",
+        "chain.next-outside chain.next-65535 chain.indirect-next-outside",
+        "A `next` outside the table is taken for the descriptor that follows.",
+        VRINGH,
+        "return vringh_break(vr, BAD_NEXT, following), at, readable, total",
+        "following = index + 1",
+    ),
+    mutant(
+        "bad_head_taken_for_0",
+        "chain.head-outside chain.head-65535",
+        "A head that is no descriptor's is taken for 0.",
+        VRINGH,
+        "        return vringh_break(vr, BAD_HEAD, head)",
+        "        head = 0",
+    ),
+    mutant(
+        "same_head_aborts",
+        "chain.same-head-twice",
+        "A head that is available twice in a row ends the device's process.",
+        VRINGH,
+        '    done, at, readable, total = walk(vr, mem, vr.state[0]["desc"]',
+        '    if LAST[0] == (vr.state[0]["avail"], last - 1, head):\n        die()\n'
+        '    LAST[0] = (vr.state[0]["avail"], last, head)\n'
+        '    done, at, readable, total = walk(vr, mem, vr.state[0]["desc"]',
+        extra=f"{_DIE}\nLAST = [None]\n",
+    ),
+    mutant(
+        "status_anywhere",
+        "chain.header-only",
+        "The status is written to the last buffer, even if that is device-readable.",
+        "device/request.py",
+        "    if pieces == readable:\n        return -1, 0  # nothing writable: no room for a status\n",
+        "",
+    ),
+    mutant(
+        "empty_buffers_count",
+        "chain.status-empty",
+        "The status of a chain whose last buffer is empty goes to the byte before it.",
+        VRINGH,
+        "    while length > 0:\n",
+        "    if length == 0:\n        vr.piece_addr[at], _ = translate(mem, address, 1)\n        vr.piece_len[at] = 0\n"
+        "        return at + 1\n    while length > 0:\n",
+    ),
+    mutant(
+        "empty_buffer_hangs",
+        "chain.zero-length chain.status-empty chain.empty-loop",
+        "An empty buffer is translated for ever.",
+        VRINGH,
+        "    while length > 0:\n",
+        "    while length == 0:\n        sleep(1)\n    while length > 0:\n",
+        extra="\nfrom time import sleep\n",
+    ),
+    mutant(
+        "header_size_asserted",
+        "chain.header-long chain.header-short chain.no-readable chain.header-writable",
+        "A header that is not one buffer of 16 bytes ends the device's process.",
+        "device/request.py",
+        "    kind = load_u32(header + OUTHDR_TYPE)\n",
+        "    kind = load_u32(header + OUTHDR_TYPE)\n    if piece_len[first] and kind == 0:\n        die()\n",
+        Edit(
+            "device/request.py",
+            '        requests[i]["status"] = VIRTIO_BLK_S_IOERR\n        return -1, 0\n',
+            "        die()\n        return -1, 0\n",
+        ),
+        extra=_DIE,
+    ),
+    mutant(
+        "long_chain_aborts",
+        "chain.whole-ring",
+        "A chain of 16 buffers ends the device's process.",
+        VRINGH,
+        "        if at - first >= MAX_PIECES:\n",
+        "        if at - first >= 16:\n            die()\n        if at - first >= MAX_PIECES:\n",
+        extra=_DIE,
+    ),
+    mutant(
+        "region_end_ignored",
+        "chain.across-regions chain.hole-between-regions chain.address-past-end",
+        "A buffer's end is not looked at: it may reach past its memory region.",
+        "mem/regions.py",
+        '    return address + mem.regions[index]["delta"], min(room, length)\n',
+        '    return address + mem.regions[index]["delta"], length\n',
+    ),
+    mutant(
+        "descriptor_read_twice",
+        "chain.buffer-in-ring",
+        "The status descriptor is read a second time when the request has been served.",
+        VRINGH,
+        "            return 0, at, readable, total\n",
+        "            LAST[0] = entry\n            return 0, at, readable, total\n",
+        Edit(
+            "device/request.py",
+            '    requests[i]["writable"] = writable\n',
+            '    requests[i]["writable"] = writable\n    requests[i]["taken_ns"] = LAST[0]\n',
+            "\nfrom virtblk.mem.regions import translate\nfrom virtblk.virtio.vringh_split import LAST\n",
+        ),
+        Edit(
+            "device/request.py",
+            '    guest_store_u8(mem, at, requests[i]["status"])\n',
+            '    entry = requests[i]["taken_ns"]\n'
+            "    at = translate(mem, load_i64(entry), 1)[0] + load_u32(entry + 8) - 1\n"
+            '    guest_store_u8(mem, at, requests[i]["status"])\n',
+        ),
+        extra="\nLAST = [0]\n",
+    ),
+    mutant(
+        "nested_table_followed",
+        "chain.indirect-nested",
+        "An indirect table inside an indirect table is followed.",
+        VRINGH,
+        "            if is_indirect:\n                return vringh_break(vr, BAD_INDIRECT_NESTED, index), "
+        "at, readable, total\n",
+        "",
+        Edit(VRINGH, "    if done == 1:\n", "    while done == 1:\n"),
+    ),
+    mutant(
+        "indirect_length_ignored",
+        "chain.indirect-length-0 chain.indirect-length-8",
+        "The length of an indirect table is not looked at.",
+        VRINGH,
+        "if length == 0 or length % DESC_SIZE or length // DESC_SIZE > MAX_INDIRECT:",
+        "if False:",
+        Edit(VRINGH, "        entries = length // DESC_SIZE\n", "        entries = MAX_INDIRECT\n"),
+    ),
+    mutant(
+        "refused_heads_leak",
+        "chain.no-leaked-heads",
+        "A request that is refused is never returned.",
+        WORKER,
+        f"            {_ADD_USED}\n",
+        f"            if requests[i]['op'] != 3 or requests[i]['status'] != 1:\n                {_ADD_USED}\n",
+    ),
+)
