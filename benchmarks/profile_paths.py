@@ -1,4 +1,4 @@
-"""Where the two paths spend their time: each stage of an I/O, timed by itself, on one thread.
+"""Where the paths spend their time: each stage of an I/O, timed by itself, on one thread.
 
     .venv/bin/python benchmarks/profile_paths.py --batch 1,32
 
@@ -22,8 +22,8 @@ from virtblk.block.bio import REQ_OP_READ, bio_init
 from virtblk.driver.bio_path import virtblk_harvest
 from virtblk.driver.completion import virtblk_done
 from virtblk.driver.queue import QueueLimits, QueueSetup
-from virtblk.driver.request_path import blk_finish_plug
-from virtblk.driver.submit_bio import submit_bio
+from virtblk.driver.submit_bio import blk_finish_plug, blk_start_plug, submit_bio
+from virtblk.driver.virtio_blk import PATHS
 from virtblk.errors import UsageError, VirtblkError
 from virtblk.jit.arith import mix64
 from virtblk.jit.atomics import load_acquire_u16, load_u16, store_release_u16, store_u8, store_u32
@@ -71,6 +71,8 @@ def one_round(d, times, depth, batch, random, start, buffers):
     done = 0
     for first in range(0, depth, batch):
         now = clock_ns()
+        if batch > 1:
+            blk_start_plug(d, 0)
         for k in range(first, first + batch):
             d.vec_addr[k] = buffers + k * 512
             d.vec_len[k] = 512
@@ -110,13 +112,13 @@ def profile(depth: int, batch: int, random: bool, rounds: int) -> dict[str, np.n
     arena = Arena(limits.arena_bytes)
     queue = QueueSetup(arena, limits, timeout_ns=10**9, poll_ns=-1)
     d, times = queue.kernel_view, Table(len(STAGES))
-    found: dict[str, list[np.ndarray]] = {"request": [], "bio": []}
+    found: dict[str, list[np.ndarray]] = {path: [] for path in ("request", "bio", "mq")}
     try:
         with progress():
             ensure(one_round, d, times, 0, 1, 0, 0, 0)
         for round_ in range(rounds):
             for path, rows in found.items():
-                d.queue[0]["use_bio"] = path == "bio"
+                d.queue[0]["path"] = PATHS[path]
                 times[:] = 0
                 if one_round(d, times, depth, batch, int(random), round_ * depth, queue.data) != depth:
                     raise UsageError("an I/O was lost")

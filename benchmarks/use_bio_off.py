@@ -28,8 +28,7 @@ from virtblk.block.bio import REQ_OP_READ, bio_init
 from virtblk.disk import connect
 from virtblk.driver.bio_path import virtblk_harvest
 from virtblk.driver.completion import virtblk_done
-from virtblk.driver.request_path import blk_finish_plug
-from virtblk.driver.submit_bio import submit_bio
+from virtblk.driver.submit_bio import blk_finish_plug, submit_bio
 from virtblk.driver.virtblk_req import BothPaths, RequestPathOnly
 from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk
 from virtblk.errors import DeviceError, UsageError, VirtblkError

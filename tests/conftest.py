@@ -53,7 +53,7 @@ def _marked(item: pytest.Item, name: str) -> bool:
     return bool(name) and item.get_closest_marker(name) is not None
 
 
-@pytest.fixture(params=["bio", "request"])
+@pytest.fixture(params=["bio", "request", "mq"])
 def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test on each path: `driver.harness` opens its drivers on this one."""
     from driver import harness

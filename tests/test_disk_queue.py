@@ -1,8 +1,9 @@
-"""Disk.queue: the request path's attributes as a program reads and sets them."""
+"""Disk.path and Disk.queue: the ways of a bio, and their attributes as a program reads and sets them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -22,10 +23,47 @@ def test_a_disk_takes_the_path_that_it_was_opened_with(disk: virtblk.Disk) -> No
     disk.flush()
     assert disk.pread(8192, 0) == bytes(4096) + b"a" * 4096
     assert dispatched(disk) > 0
-    with virtblk.open("ram:1m") as other:
+    with virtblk.open("ram:1m", path="bio") as other:
         assert other.use_bio
         other.pread(512, 0)
         assert dispatched(other) == 0
+
+
+@pytest.mark.parametrize("path", ["mq", "auto", None])
+def test_a_disk_on_tags(path: str | None) -> None:
+    with virtblk.open("ram:1m", path=path) as disk:
+        assert (disk.path, disk.use_bio) == (path or "auto", False)
+        disk.pwrite(b"a" * 4096, 4096, fua=True)
+        disk.flush()
+        disk.discard(4096, 0)
+        assert disk.pread(4096, 4096) == b"a" * 4096
+        assert disk.queue.scheduler == "none"
+        if path == "mq":
+            disk.queue.scheduler = "mq-deadline"
+            assert disk.pread(4096, 4096) == b"a" * 4096
+            assert disk.queue.scheduler == "mq-deadline"
+            assert disk.queue.iosched["fifo_batch"] == 16
+        else:
+            with pytest.raises(virtblk.UsageError, match="'mq-deadline': the path auto chooses its own"):
+                disk.queue.scheduler = "mq-deadline"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"path": "sq"}, "path 'sq': give one of request, bio, mq, auto"),
+        ({"path": "mq", "use_bio": True}, "use_bio True is path 'bio', but path 'mq' was given too"),
+        ({"path": "bio", "use_bio": False}, "use_bio False is path 'request', but path 'bio' was given too"),
+    ],
+)
+def test_paths_that_there_are_not(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(virtblk.UsageError, match=text):
+        virtblk.open("ram:1m", **options)
+
+
+def test_the_posting_parameter_and_the_path_may_agree() -> None:
+    with virtblk.open("ram:1m", path="request", use_bio=False) as disk:
+        assert disk.path == "request"
 
 
 def dispatched(disk: virtblk.Disk) -> int:

@@ -105,7 +105,7 @@ def test_names(text: str, scheme: str, rest: str, keys: dict[str, str]) -> None:
         ("", "'' has no scheme"),
         ("/dev/sda", "'/dev/sda' has no scheme: write ram:512m"),
         ("RAM:1m", "scheme 'RAM' is unknown"),
-        ("disk:1m", "scheme 'disk' is unknown (this version knows ram, null, file, nbd, vhost-user)"),
+        ("disk:1m", "scheme 'disk' is unknown (this version knows ram, null, file, sim, nbd, vhost-user)"),
         (":1m", "scheme '' is unknown"),
         ("ram:", "'ram:': give a size such as 512m after the colon"),
         ("ram:?block_size=4k", "give a size"),

@@ -26,7 +26,7 @@ from virtblk.block.bio import (
 )
 from virtblk.driver.submit_bio import do_bio
 from virtblk.driver.sysfs import QueueAttributes
-from virtblk.driver.virtio_blk import DriverOptions, Topology, VirtioBlk
+from virtblk.driver.virtio_blk import PATHS, DriverOptions, Topology, VirtioBlk
 from virtblk.errors import DeviceError, OpenError, UsageError, VirtblkError
 from virtblk.jit.warmup import progress
 from virtblk.names import parse_name
@@ -116,6 +116,15 @@ def connect(name: str, options: DriverOptions) -> tuple[VirtioBlk, LocalDevice |
         raise
 
 
+def _path(path: str | None, use_bio: bool | None) -> str:
+    if path is not None and path not in PATHS:
+        raise UsageError(f"path {path!r}: give one of {', '.join(PATHS)}")
+    chosen = None if use_bio is None else "bio" if use_bio else "request"
+    if path and chosen and path != chosen:
+        raise UsageError(f"use_bio {use_bio} is path {chosen!r}, but path {path!r} was given too")
+    return path or chosen or "auto"
+
+
 def open(
     name: str,
     *,
@@ -123,13 +132,17 @@ def open(
     timeout: float = DEFAULT_TIMEOUT,
     poll_us: int | None = DEFAULT_POLL_US,
     queue_size: int | None = None,
-    use_bio: bool = True,
+    path: str | None = None,
+    use_bio: bool | None = None,
 ) -> Disk:
     """Open the disk `name` (`ram:512m`, `null:1g`, `vhost-user:/path/to/socket`).
 
     `timeout` in seconds bounds every wait for the device; `poll_us` is how long a call spins before it blocks (0:
     interrupts only, None: polling only); `queue_size` is the ring's (a power of two from 4 to 32768, default 128);
-    `use_bio` False takes the request path (plug, merge, elevator), which `Disk.queue` tunes, instead of the bio path.
+    `path` is the way that bios take: `bio` straight to the ring; `request` through plug, elevator and request; `mq`
+    through a plug to tags, with an elevator only if that is asked for; `auto`, the default, is `mq` that merges and
+    sorts where it finds that to be faster. `Disk.queue` tunes all but `bio`. `use_bio` is the posting's parameter: True
+    is path `bio`, False path `request`.
 
     Raises UsageError for values that cannot work, OpenError (an OSError) where no session comes about.
     """
@@ -142,7 +155,7 @@ def open(
         read_only=read_only,
         submitters=CALLERS,
         data_bytes=CALLERS * CHUNK,
-        path="bio" if use_bio else "request",
+        path=_path(path, use_bio),
     )
     return Disk(name, *connect(name, options))
 
@@ -222,13 +235,18 @@ class Disk:
         self._device.sysfs.write("cache_type", text)
 
     @property
+    def path(self) -> str:
+        """The way that bios take: auto, mq, bio or request."""
+        return self._device.path
+
+    @property
     def use_bio(self) -> bool:
-        """True on the bio path, False on the request path (the posting's module parameter)."""
+        """True on the bio path, False on the others (the posting's module parameter)."""
         return self._device.path == "bio"
 
     @property
     def queue(self) -> QueueAttributes:
-        """The request path's attributes: scheduler, nr_requests, nomerges, iosched; read and set."""
+        """The attributes of the other paths than bio: scheduler, nr_requests, nomerges, iosched; read and set."""
         return QueueAttributes(self._device.sysfs)
 
     # I/O.

@@ -15,11 +15,12 @@ from virtblk.errors import UsageError
 
 #: Every scheme that virtblk will ever take; those of this version are in KNOWN.
 SCHEMES: Final = ("ram", "null", "file", "sim", "nbd", "python", "vhost-user")
-KNOWN: Final = ("ram", "null", "file", "nbd", "vhost-user")
+KNOWN: Final = ("ram", "null", "file", "sim", "nbd", "vhost-user")
 
 #: What a name needs after its colon, where that is no size.
 _REST: Final = {
     "file": "a path",
+    "sim": "a profile, sata or fusion-io,",
     "nbd": "a URI such as nbd://localhost or nbd+unix:///?socket=/run/nbd.sock",
     "vhost-user": "a socket's path",
 }

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from virtblk.device.virtio_blk import DEFAULT_POLL_US, VirtioBlkDevice
+from virtblk.device.virtio_blk import DEFAULT_POLL_US, HINTS, VirtioBlkDevice
 from virtblk.errors import OpenError, UsageError, VirtblkError
 from virtblk.jit.threads import start_thread
 from virtblk.jit.warmup import progress
@@ -56,6 +56,7 @@ class ServeOptions:
     poll_us: int = DEFAULT_POLL_US  # microseconds that an idle queue spins before it sleeps
     socket_mode: int = 0o600
     timed: bool = False  # measure latencies and tell of them in the metrics
+    hint: str = "none"  # what drivers are asked for (docs/auto.md): none, or sort
 
     def __post_init__(self) -> None:
         if not 1 <= self.queues <= 256:
@@ -66,6 +67,8 @@ class ServeOptions:
             raise UsageError(f"poll_us {self.poll_us}: give microseconds from 0 to 10000000")
         if not 0 <= self.socket_mode <= 0o777:
             raise UsageError(f"socket mode {self.socket_mode:o}: give octal permissions such as 660")
+        if self.hint not in HINTS:
+            raise UsageError(f"hint {self.hint!r}: give one of {', '.join(HINTS)}")
 
 
 class Server:
@@ -178,6 +181,7 @@ class Server:
             serial=serial_of(self.storage.name) if serial is None else serial,
             poll_us=self.options.poll_us,
             timed=self.options.timed,
+            hint=self.options.hint,
         )
         device.accounts = self.accounts
         return device
@@ -217,6 +221,7 @@ def serve(
     poll_us: int = DEFAULT_POLL_US,
     socket_mode: int = 0o600,
     filters: Sequence[str] = (),
+    hint: str = "none",
 ) -> Server:
     """Serve `disk` at the Unix socket `path`, on threads of its own, until the Server that is returned is closed.
 
@@ -224,11 +229,12 @@ def serve(
     start before and to close after. `queues` is how many virtqueues are offered, `queue_size` the largest ring
     accepted, `serial` at most 20 bytes (default: after the name), `poll_us` how long an idle queue spins before it
     sleeps, `socket_mode` who may connect. `filters` (`["error?rate=10%"]`) change what a disk opened by name does; the
-    first is the outermost.
+    first is the outermost. `hint` is what drivers are asked for, experimentally: `sort` says that nothing behind this
+    device merges and sorts (docs/auto.md).
 
     Raises UsageError for values that cannot work, OpenError where the disk cannot be opened or the socket not made.
     """
-    options = ServeOptions(queues, queue_size, serial, poll_us, socket_mode)
+    options = ServeOptions(queues, queue_size, serial, poll_us, socket_mode, hint=hint)
     owned = isinstance(disk, str)
     if isinstance(disk, str):
         storage = open_served(parse_name(disk), read_only=read_only, filters=filters)

@@ -88,7 +88,7 @@ def test_the_queue_is_on_the_path_of_the_slice() -> None:
 
         def on_progress(*arguments: Any) -> None:
             queue = run.session.device.view.queue  # type: ignore[union-attr]
-            used.append((run.runner._path, int(queue[0]["use_bio"])))
+            used.append((run.runner._path, int(queue[0]["path"])))
 
         run.runner._on_progress = on_progress
         run.run()

@@ -192,15 +192,16 @@ def test_an_unknown_workload(text: str) -> None:
 
 def test_paths() -> None:
     assert parse_paths("request") == ("request",)
+    assert parse_paths("mq,auto,bio") == ("mq", "auto", "bio")
     assert parse_paths("bio,request,bio") == ("bio", "request", "bio"), "each is an arm"
 
 
-@pytest.mark.parametrize(("text", "says"), [("auto", "not in this version"), ("mq", "not in this"), ("x", "'x'")])
+@pytest.mark.parametrize(("text", "says"), [("MQ", "'MQ'"), ("", "''"), ("x", "'x'")])
 def test_an_unknown_path(text: str, says: str) -> None:
     line = refusal(parse_paths, f"bio,{text}")
     assert line.startswith("--path ")
     assert says in line
-    assert "give request or bio" in line
+    assert "give request, bio, mq, auto" in line
 
 
 def test_what_a_workload_does() -> None:

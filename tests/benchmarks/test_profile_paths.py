@@ -1,4 +1,4 @@
-"""benchmarks/profile_paths.py: every I/O comes back on both paths, the table has its rows, wrong usage is a line."""
+"""benchmarks/profile_paths.py: every I/O comes back on every path, the table has its rows, wrong usage is a line."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ profile_paths = load()
 
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("random", [False, True])
-def test_all_stages_of_both_paths_are_timed(batch: int, random: bool) -> None:
+def test_all_stages_of_all_paths_are_timed(batch: int, random: bool) -> None:
     found = profile_paths.profile(16, batch, random, 20)
-    assert list(found) == ["request", "bio"]
+    assert list(found) == ["request", "bio", "mq"]
     for samples in found.values():
         assert samples.shape == (18, len(profile_paths.STAGES))
         assert (samples >= 0).all()
@@ -51,7 +51,7 @@ def test_a_row_per_path_offsets_and_batch() -> None:
     assert told.returncode == 0, told.stderr
     heading, *rows = told.stdout.splitlines()
     assert heading.split() == ["path", "offsets", *profile_paths.STAGES, "ns/IO"]
-    assert [row.split()[0] for row in rows] == ["request", "bio"] * 4
+    assert [row.split()[0] for row in rows] == ["request", "bio", "mq"] * 4
     assert all(float(word) >= 0 for row in rows for word in row.split()[-7:-3])
 
 

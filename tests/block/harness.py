@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from virtblk.block.bio import BIO_DTYPE, bio_init
+from virtblk.block.blk_mq import (
+    PLUG_MERGED,
+    blk_mq_attempt_plug_merge,
+    blk_mq_plug_bio,
+    blk_mq_plug_rq,
+    blk_mq_sched_insert,
+)
 from virtblk.block.elevator import (
     blk_peek_request,
     blk_start_request,
@@ -118,3 +125,30 @@ class Block:
 
     def switch(self, deadline: bool, now: int) -> None:
         elevator_switch(self.q, int(deadline), now)
+
+
+class BlockMq(Block):
+    """What driver.mq_path does with a queue, without its lock, ring, tags and waits."""
+
+    def submit(self, sub: int, bio: int, op: int, sector: int, sectors: int, segs: int, now: int, plain: bool) -> str:
+        """What became of the bio: plug, new, or full where the plug has to be emptied first."""
+        q = self.q
+        bio_init(q.bios, bio, op, 0, sector, bio, 1, sectors * 512, sub)
+        if plain and blk_mq_attempt_plug_merge(q, sub, bio, segs) == PLUG_MERGED:
+            return "plug"
+        if q.plugged[sub] == q.state[0]["plug_size"]:
+            return "full"
+        rq = blk_mq_plug_bio(q, sub, bio, segs, now)
+        q.rq[rq]["partial"] = 0 if plain else 1
+        return "new"
+
+    def plugged(self, sub: int) -> list[int]:
+        """The records of a plug that are filled."""
+        return [int(blk_mq_plug_rq(self.q, sub, k)) for k in range(int(self.q.plugged[sub]))]
+
+    def insert(self, sub: int, first: int) -> int:
+        """Put the plug into the scheduler from request `first` on, as far as the pool goes: how many are in then."""
+        plugged = self.plugged(sub)
+        while first < len(plugged) and blk_mq_sched_insert(self.q, plugged[first]):
+            first += 1
+        return first

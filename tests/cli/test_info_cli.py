@@ -86,6 +86,13 @@ def test_features_by_name_taken_and_refused(told: Any) -> None:
         assert value["device"][key] == text[key]
 
 
+def test_the_hint_of_a_device(told: Any) -> None:
+    assert told(features=FEATURES)[0]["hint"] == "none"
+    text, value = told(features=FEATURES | 1 << 23)
+    assert (text["hint"], value["device"]["hint"]) == ("sort", "sort")
+    assert text["features_refused"] == ["VIRTBLK_F_SORT"]
+
+
 @pytest.mark.parametrize(
     ("features", "writeback", "cache"),
     [

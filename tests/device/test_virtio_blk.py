@@ -92,6 +92,13 @@ def test_what_the_storage_cannot_do_is_not_offered(changes: dict[str, bool], les
         assert guest.front.get_config(60) == blk_config(min_io_size=1, **fields)
 
 
+def test_the_hint_is_a_bit_of_ours_and_off_by_default() -> None:
+    storage = open_storage(parse_name("null:1m"))
+    plain, hinting = (VirtioBlkDevice(storage, GuestMemory(), hint=hint).features for hint in ("none", "sort"))
+    assert hinting ^ plain == 1 << 23
+    assert plain >> 18 & 0x3F == 0, "18 to 23 are bits that virtio has not given away"
+
+
 def test_whoever_takes_flush_away_takes_config_wce_with_it() -> None:
     storage = open_storage(parse_name("null:1m"))
     device = VirtioBlkDevice(storage, GuestMemory(), without=frozenset({9}))

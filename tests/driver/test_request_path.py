@@ -1,10 +1,15 @@
-"""The request path as the device sees it: flushes, merges, splits, a full ring, an empty pool, both paths at once."""
+"""The request path as the device sees it: flushes, merges, splits, a full ring, an empty pool, both paths at once.
+
+What the mq path has to do alike runs on both; the rest of it is in test_mq_path.
+"""
 
 from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,8 +34,7 @@ from virtblk.block.request import RQ_DRIVER
 from virtblk.driver import completion
 from virtblk.driver.bio_path import virtblk_harvest
 from virtblk.driver.completion import virtblk_done, virtblk_wait
-from virtblk.driver.request_path import blk_finish_plug
-from virtblk.driver.submit_bio import submit_bio
+from virtblk.driver.submit_bio import blk_finish_plug, blk_start_plug, submit_bio
 from virtblk.driver.virtblk_req import RequestPathOnly
 from virtblk.driver.virtio_blk import VirtioBlk
 from virtblk.errors import UsageError
@@ -43,9 +47,24 @@ def held(request: Request) -> object:
     return None if request.type == GET_ID else HOLD
 
 
-def requests(device: FakeDevice, **options: Any) -> Any:
-    """A driver on the request path."""
-    return driver(device, **({"path": "request"} | options))
+@pytest.fixture(params=["request", "mq", "mq-deadline"])
+def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test on the mq path, too, without a scheduler and with one."""
+    monkeypatch.setitem(REQUESTS, "path", request.param.partition("-")[0])
+    monkeypatch.setitem(REQUESTS, "scheduler", request.param if "-" in request.param else "")
+
+
+#: What `requests` opens its drivers with; the fixture `layers` changes it.
+REQUESTS = {"path": "request", "scheduler": ""}
+
+
+@contextmanager
+def requests(device: FakeDevice, **options: Any) -> Iterator[VirtioBlk]:
+    """A driver on the request path, or on the one that `layers` says."""
+    with driver(device, **({"path": REQUESTS["path"]} | options)) as opened:
+        if REQUESTS["scheduler"]:
+            opened.sysfs.write("queue/scheduler", REQUESTS["scheduler"])
+        yield opened
 
 
 # submit_bio and its kind become part of who calls them: a test needs callers.
@@ -53,6 +72,7 @@ def requests(device: FakeDevice, **options: Any) -> Any:
 
 @kernel
 def submit_one(d, sub, bio):
+    blk_start_plug(d, sub)
     return submit_bio(d, sub, bio, clock_ns())
 
 
@@ -108,7 +128,7 @@ def idle(opened: VirtioBlk) -> None:
     assert d.q.state[0]["sorted"] == 0
     assert not (d.q.rq["where"] == RQ_DRIVER).any()
     assert d.vq.state[0]["num_free"] == d.vq.state[0]["num"]
-    spares = int((d.submitters["spare"] >= 0).sum())
+    spares = int((d.submitters["spare"] >= 0).sum() + d.submitters["tags"].sum())
     assert d.queue[0]["free_requests"] + spares == len(d.requests)
     assert opened.oldest_start_ns() is None
 
@@ -116,6 +136,7 @@ def idle(opened: VirtioBlk) -> None:
 # FLUSH and FUA.
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize(("flags", "size", "expected"), TABLE)
 def test_the_device_sees_what_the_table_says(flags: int, size: int, expected: list[tuple[int, int, int]]) -> None:
     with FakeDevice() as device, requests(device) as opened:
@@ -125,6 +146,7 @@ def test_the_device_sees_what_the_table_says(flags: int, size: int, expected: li
         idle(opened)
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize(("flags", "size", "expected"), TABLE)
 @pytest.mark.parametrize(("status", "error"), [(IOERR, errno.EIO), (UNSUPP, errno.ENOTTY)])
 def test_a_step_that_fails_is_the_last_one(
@@ -141,6 +163,7 @@ def test_a_step_that_fails_is_the_last_one(
             idle(opened)
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize(("flags", "size", "expected"), TABLE)
 def test_each_step_waits_for_the_one_before(flags: int, size: int, expected: list[tuple[int, int, int]]) -> None:
     with FakeDevice(held) as device, requests(device) as opened:
@@ -153,6 +176,7 @@ def test_each_step_waits_for_the_one_before(flags: int, size: int, expected: lis
         assert device.seen == expected
 
 
+@pytest.mark.usefixtures("layers")
 def test_one_flush_serves_all_that_wait_for_it() -> None:
     with FakeDevice(held) as device, requests(device, bios_each=8, segments_each=1) as opened:
         plug(opened, 0, REQ_OP_FLUSH, 0, 0)
@@ -169,6 +193,7 @@ def test_one_flush_serves_all_that_wait_for_it() -> None:
         idle(opened)
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("flags", [0, REQ_FUA, REQ_PREFLUSH | REQ_FUA])
 def test_without_the_flush_feature_no_flush_is_sent(flags: int) -> None:
     with FakeDevice(features=FEATURES & ~F_FLUSH) as device, requests(device) as opened:
@@ -187,6 +212,7 @@ def test_regression_a_bio_that_needed_no_device_is_not_out() -> None:
         assert opened.oldest_start_ns() is None
 
 
+@pytest.mark.usefixtures("layers")
 def test_reads_are_not_forced_to_the_medium() -> None:
     with FakeDevice() as device, requests(device) as opened:
         assert submit(opened, REQ_OP_READ, 9, 1024, REQ_FUA) == 0
@@ -194,6 +220,7 @@ def test_reads_are_not_forced_to_the_medium() -> None:
         assert device.seen == [(IN, 9, 1024), FLUSHED, (IN, 9, 1024)]
 
 
+@pytest.mark.usefixtures("layers")
 def test_a_split_write_is_flushed_before_its_end() -> None:
     config = blk_config(size_max=512, seg_max=1)
     with FakeDevice(config=config) as device, requests(device) as opened:
@@ -210,6 +237,7 @@ def test_a_split_write_is_flushed_before_its_end() -> None:
 # Segments.
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("mask", RINGS)
 @pytest.mark.parametrize(("seg_max", "size_max"), [(126, 0), (2, 512), (3, 1024), (5, 200)])
 def test_bios_of_many_segments_are_mapped_and_split_as_the_twin_does(mask: int, seg_max: int, size_max: int) -> None:
@@ -249,6 +277,7 @@ def test_a_bio_of_more_pieces_than_the_pool_and_the_plug_hold() -> None:
         idle(opened)
 
 
+@pytest.mark.usefixtures("layers")
 def test_a_split_bio_ends_with_its_last_piece_and_its_first_error() -> None:
     with FakeDevice(held, config=blk_config(size_max=512, seg_max=1)) as device, requests(device) as opened:
         bio = Background(submit, opened, REQ_OP_READ, 4, 4 * 512)
@@ -261,6 +290,7 @@ def test_a_split_bio_ends_with_its_last_piece_and_its_first_error() -> None:
         idle(opened)
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("segments", [[(0, 512)], [(0, 512), (2048, 100)]])
 def test_segments_that_hold_less_than_the_bio_says_are_an_error(segments: list[tuple[int, int]]) -> None:
     with FakeDevice() as device, requests(device) as opened:
@@ -337,6 +367,7 @@ def test_bios_merge_in_the_elevator_while_the_ring_is_full(scheduler: str) -> No
 # A full ring, an empty pool, many submitters.
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("poll_us", WAYS)
 @pytest.mark.parametrize("crowded", [False, True])
 def test_many_submitters_share_four_entries_and_four_requests(
@@ -385,6 +416,7 @@ def test_a_larger_pool_lets_who_waits_go_on_at_once(monkeypatch: pytest.MonkeyPa
 # GET_ID.
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize(("status", "error"), [(None, 0), (IOERR, errno.EIO), (UNSUPP, errno.EIO), (77, errno.EIO)])
 def test_get_id_takes_the_request_path(status: int | None, error: int) -> None:
     with FakeDevice(serial=b"a serial of 20 bytes") as device, requests(device) as opened:
@@ -495,6 +527,7 @@ def test_a_device_that_lies_releases_everybody(poll_us: int | None) -> None:
         broken(device, opened, errno.EPROTO, 9, lambda: device.complete(device.io[0], lie))
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("poll_us", WAYS)
 @pytest.mark.parametrize("crowded", [False, True])
 def test_a_device_that_is_silent_releases_everybody(poll_us: int | None, crowded: bool) -> None:
@@ -507,6 +540,7 @@ def test_a_device_that_is_silent_releases_everybody(poll_us: int | None, crowded
         assert len(device.io) <= 4
 
 
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize(("poll_us", "crowded"), [(None, False), (None, True), (0, False)])
 def test_a_request_that_waits_in_the_queue_is_not_late(poll_us: int | None, crowded: bool) -> None:
     """A slow device and a long queue, after a FLUSH that ended long ago: only what the device has can be late."""

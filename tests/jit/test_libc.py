@@ -26,6 +26,7 @@ from virtblk.jit.libc import (
     poll_in2,
     poll_in3,
     poll_out,
+    ppoll_in2,
     preadv,
     pwritev,
     sched_yield,
@@ -55,8 +56,10 @@ def perform(op, a, b, c, d):
     if op == 7:
         return poll_out(a)
     if op == 8:
-        return preadv(a, b, c, d)
+        return ppoll_in2(a, b, c)
     if op == 9:
+        return preadv(a, b, c, d)
+    if op == 10:
         return pwritev(a, b, c, d)
     return sched_yield()
 
@@ -100,7 +103,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def test_every_function_is_here() -> None:
-    assert len(NAMES) == 11
+    assert len(NAMES) == 12
     assert NAMES[5] == "poll_in2"
 
 
@@ -166,7 +169,9 @@ def test_futex_wakes_as_many_as_asked(call: Call, word: int) -> None:
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("arguments", [("poll_in2", -1, -1, 60_000), ("futex_wait", 0, 5, 60_000 * MS)])
+@pytest.mark.parametrize(
+    "arguments", [("poll_in2", -1, -1, 60_000), ("ppoll_in2", -1, -1, 60_000 * MS), ("futex_wait", 0, 5, 60_000 * MS)]
+)
 def test_a_signal_ends_a_native_wait(word: int, arguments: tuple[object, ...]) -> None:
     """With -EINTR: the loops look at their stop word then. (The twin goes on waiting, as Python does.)"""
     numbers = [word if value == 0 else value for value in arguments[1:]]
@@ -254,6 +259,7 @@ def test_poll_tells_which(call: Call, event: int, fired: int) -> None:
                 os.eventfd_write(fd, 1)
         assert call("poll_in2", event, other, 0) == fired
         assert call("poll_in2", other, event, 10 if fired == 0 else -1) == (fired >> 1 | fired << 1) & 3
+        assert call("ppoll_in2", event, other, 0) == call("ppoll_in2", event, other, 999) == fired
     finally:
         os.close(other)
 
@@ -271,6 +277,9 @@ def test_poll_waits_no_longer_than_told(call: Call, event: int) -> None:
     began = time.monotonic()
     assert call("poll_in2", event, -1, 50) == 0
     assert 0.05 <= time.monotonic() - began < 5
+    began = time.monotonic()
+    assert call("ppoll_in2", event, -1, 1_000_050_000) == 0  # more than a second, and a part of a millisecond
+    assert 1.00005 <= time.monotonic() - began < 6
 
 
 def test_poll_wakes_up(call: Call, event: int) -> None:
@@ -289,6 +298,7 @@ def test_hang_up_fires(call: Call, pipe: tuple[int, int]) -> None:
     with ours:
         theirs.close()
         assert call("poll_in2", ours.fileno(), -1, -1) == 1
+    assert call("ppoll_in2", -1, pipe[0], MS) == 2
     assert call("poll_in2", 1 << 20, -1, -1) == 1  # not open: a wait would never end
 
 

@@ -29,6 +29,7 @@ class Rq:
     plain: bool = True  # False: it may not merge
     deadline: int = 0
     stamp: int = 0  # when it was put into the sort order
+    tagged: bool = False  # the mq path's: never in the elevator
 
     @property
     def op(self) -> int:

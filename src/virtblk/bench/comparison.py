@@ -117,15 +117,20 @@ def compare_arms(base: RunResult, other: RunResult, confidence: float, seed: int
     return Comparison(other.workload, base.path, other.path, base.arm, other.arm, pairs, with_posted(changes))
 
 
+def grouped(results: Sequence[RunResult]) -> list[list[RunResult]]:
+    """The results by workload, each with all its arms; in their order."""
+    groups: list[list[RunResult]] = []
+    for one in results:
+        if not groups or one.arm <= groups[-1][-1].arm:
+            groups.append([])
+        groups[-1].append(one)
+    return groups
+
+
 def compare(results: Sequence[RunResult], confidence: float, seed: int = 0) -> list[Comparison]:
     """Each arm against the base of its workload, in the order of the results."""
     comparisons = []
-    for start in [i for i, one in enumerate(results) if i == 0 or one.arm <= results[i - 1].arm]:
-        group = [results[start]]
-        for one in results[start + 1 :]:
-            if one.arm <= group[-1].arm:
-                break
-            group.append(one)
+    for group in grouped(results):
         base = base_of(group)
         comparisons += [compare_arms(base, one, confidence, seed) for one in group if one is not base]
     return comparisons

@@ -18,8 +18,7 @@ from virtblk.names import format_size
 #: fio's `--rw`, with the posting's names as aliases; the posting's order.
 WORKLOADS: Final = ("read", "write", "randread", "randwrite")
 ALIASES: Final = {"seq-read": "read", "seq-write": "write", "rand-read": "randread", "rand-write": "randwrite"}
-PATHS: Final = ("request", "bio")
-LATER_PATHS: Final = ("mq", "auto")
+PATHS: Final = ("request", "bio", "mq", "auto")
 #: Both paths of the posting, compared: what a bench does unless it is told otherwise.
 DEFAULT_PATHS: Final = ("request", "bio")
 MAX_ARMS: Final = 8
@@ -238,10 +237,8 @@ def parse_paths(text: str) -> tuple[str, ...]:
     """`request,bio` -> the paths to run. Raises UsageError."""
     words = tuple(text.split(","))
     for word in words:
-        if word in LATER_PATHS:
-            raise UsageError(f"--path {word}: not in this version; give {' or '.join(PATHS)}")
         if word not in PATHS:
-            raise UsageError(f"--path {word!r} is no path; give {' or '.join(PATHS)}")
+            raise UsageError(f"--path {word!r} is no path; give {', '.join(PATHS)}")
     return words
 
 

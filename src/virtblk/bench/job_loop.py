@@ -21,8 +21,7 @@ from virtblk.bench.verify import BLOCK_GOOD, UNKNOWN, check_block, fill_block
 from virtblk.block.bio import REQ_OP_READ, REQ_OP_WRITE, bio_init
 from virtblk.driver.bio_path import virtblk_harvest
 from virtblk.driver.completion import virtblk_done, virtblk_pending, virtblk_ready, virtblk_wait
-from virtblk.driver.request_path import blk_finish_plug
-from virtblk.driver.submit_bio import submit_bio
+from virtblk.driver.submit_bio import blk_finish_plug, blk_start_plug, submit_bio
 from virtblk.driver.virtblk_req import LINE_WAIT
 from virtblk.jit.arith import mix64
 from virtblk.jit.atomics import cpu_pause, fetch_add_i64, load_acquire_i64, store_i64
@@ -216,6 +215,8 @@ def job_loop(d, jobs, j):
     while True:
         stopping = load_acquire_i64(jobs.jobs[j]["stop"]) != 0 or (limit > 0 and issued >= limit)
         while free >= batch and not stopping and (rate == 0 or due <= found):
+            if batch > 1:
+                blk_start_plug(d, sub)
             for _ in range(batch):
                 free -= 1
                 if rate:

@@ -16,6 +16,8 @@ from typing import Any, Final
 from virtblk.bench.job import ALIASES
 
 RAMDISK: Final = "ramdisk"
+FUSION_IO: Final = "fusion-io"
+SATA: Final = "sata-image"
 
 #: `--preset posting-ramdisk`. Block size, from bandwidth and IOPS, and the paths are the posting's; jobs and depth are
 #: inferred: IOPS times mean latency gives some 13700 I/Os in flight. Nor does it name its ring: kvm tool's has 256.

@@ -26,7 +26,8 @@ STEP_PREFLUSH = 0
 STEP_DATA = 1
 STEP_POSTFLUSH = 2
 STEP_DONE = 3
-STEP_REQUEST = 4  # on the request path, where block.blk_flush keeps the sequence
+STEP_REQUEST = 4  # part of a request of the block layer; block.blk_flush keeps the sequence
+STEP_TAG = 5  # on the mq path, in the plug, or in a tag with others
 
 BIO_DTYPE = np.dtype(
     [
@@ -42,7 +43,7 @@ BIO_DTYPE = np.dtype(
         ("submitted_ns", "i8"),  # CLOCK_MONOTONIC at submission
         ("length", "i8"),  # bytes
         ("waited", "i8"),  # 1 once it found the ring full
-        ("next", "i8"),  # request path: the next bio of the same request (bi_next)
+        ("next", "i8"),  # the next bio of the same request, where they merge (bi_next)
     ]
 )
 

@@ -70,6 +70,8 @@ REQUEST_QUEUE_DTYPE = np.dtype(
         ("capacity", "i8"),  # requests in the table
         ("lists", "i8"),  # the record that is the first list's head
         ("flush_rq", "i8"),  # the record of the flush machinery's own request
+        ("mq_plugs", "i8"),  # the first record of the first plug of the mq path (block.blk_mq)
+        ("plug_size", "i8"),  # records in each of them
         ("hash_mask", "i8"),
         ("max_segs", "i8"),  # limits of one request
         ("max_seg_len", "i8"),
@@ -78,6 +80,7 @@ REQUEST_QUEUE_DTYPE = np.dtype(
         # the sysfs view
         ("nr_requests", "i8"),
         ("nomerges", "i8"),  # 0 all merges, 1 only with the plug and the last merged, 2 none
+        ("plug_merges", "i8"),  # 0: plugs of the mq path do not merge (block.blk_auto)
         ("elevator", "i8"),
         ("read_expire", "i8"),  # nanoseconds
         ("write_expire", "i8"),
@@ -121,11 +124,11 @@ class RequestQueue(NamedTuple):
     """Everything that the block layer knows of one disk."""
 
     state: Table  # [1] REQUEST_QUEUE_DTYPE
-    rq: Table  # [capacity + 1 + lists] RQ_DTYPE
+    rq: Table  # [capacity + 1 + lists + submitters * plug_size] RQ_DTYPE
     free: Table  # [capacity] stack of free requests
     hash: Table  # [hash_mask + 1] first request of each bucket, or -1
     sort: Table  # [4]
-    plugged: Table  # [submitters] requests in the plug
+    plugged: Table  # [submitters] requests in the plug, whichever path has one
     sg_addr: Table  # [submitters * max_segs] where a submitter counts the segments of a bio
     sg_len: Table
     bios: Table  # block.bio.BIO_DTYPE; shared with the driver

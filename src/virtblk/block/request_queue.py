@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from virtblk.block.bio import BIO_DTYPE
+from virtblk.block.blk_auto import AUTO_DTYPE, FIRST_SORT, FIRST_SPLIT, PAUSE_LEAST
+from virtblk.block.blk_mq import BLK_MQ_PLUG_MOST
 from virtblk.block.deadline import FIFO_BATCH, READ_EXPIRE_NS, WRITE_EXPIRE_NS, WRITES_STARVED
 from virtblk.block.request import (
     DEFAULT_NR_REQUESTS,
@@ -35,19 +37,22 @@ def blk_init_queue(
     max_seg_len: int,
     max_bytes: int,
     can_flush: bool,
+    plug_size: int = BLK_MQ_PLUG_MOST,
     capacity: int = MAX_NR_REQUESTS,
 ) -> RequestQueue:
     """An empty queue with Linux's defaults, `noop` scheduled. `capacity` bounds nr_requests."""
     lists = capacity + 1
-    rq = Table(lists + LIST_PLUG + submitters, RQ_DTYPE)
-    heads = np.arange(lists, len(rq))
+    mq_plugs = lists + LIST_PLUG + submitters
+    rq = Table(mq_plugs + submitters * plug_size, RQ_DTYPE)
     for link in ("next", "prev", "flush_next", "flush_prev"):
-        rq[link][lists:] = heads
+        rq[link][lists:mq_plugs] = np.arange(lists, mq_plugs)
     state = Table(1, REQUEST_QUEUE_DTYPE)
     for name, value in (
         ("capacity", capacity),
         ("lists", lists),
         ("flush_rq", capacity),
+        ("mq_plugs", mq_plugs),
+        ("plug_size", plug_size),
         ("hash_mask", _HASH_BUCKETS - 1),
         ("max_segs", max_segs),
         ("max_seg_len", max_seg_len),
@@ -60,6 +65,7 @@ def blk_init_queue(
         ("writes_starved", WRITES_STARVED),
         ("fifo_batch", FIFO_BATCH),
         ("front_merges", 1),
+        ("plug_merges", 1),
         ("last_merge", -1),
     ):
         state[0][name] = value
@@ -82,6 +88,15 @@ def blk_init_queue(
     )
 
 
+def blk_auto_record() -> Table:
+    """What the path `auto` begins with: merging on, no elevator, nothing seen yet."""
+    auto = Table(1, AUTO_DTYPE)
+    auto[0]["merging"] = 1
+    auto[0]["merging_in"], auto[0]["elevator_in"] = FIRST_SPLIT, FIRST_SORT
+    auto[0]["merging_pause"] = auto[0]["elevator_pause"] = PAUSE_LEAST
+    return auto
+
+
 def example_request_queue() -> RequestQueue:
     """A queue of no use but for its types: what to compile kernels for before there is a disk."""
     return blk_init_queue(
@@ -93,5 +108,6 @@ def example_request_queue() -> RequestQueue:
         max_seg_len=512,
         max_bytes=512,
         can_flush=False,
+        plug_size=1,
         capacity=1,
     )

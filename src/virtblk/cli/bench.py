@@ -18,19 +18,21 @@ from virtblk.bench.job import (
     parse_workloads,
 )
 from virtblk.bench.posting import PRESETS
+from virtblk.cli import bench_matrix
 from virtblk.cli.bench_fio import add_job_arguments, check_job_options, check_no_job, run_job_file
 from virtblk.errors import DeviceError, UsageError
 from virtblk.names import format_size, parse_name, parse_size
 from virtblk.result_file import check_json, write_json
 
 DEFAULT_DISK = "ram:512m"
-EXAMPLES = """examples:
+EXAMPLES = f"""examples:
   virtblk bench                                                   a disk of our own, in memory
   virtblk bench vhost-user:/run/disk.sock --rw randread           somebody's, only read
   virtblk bench vhost-user:/run/disk.sock --verify crc32c         and checked, which writes first
   virtblk bench null:1g --bs 512 --iodepth 1 --poll --json -      the cost of one I/O, for a program
   virtblk bench --queue scheduler=deadline                        the request path, set as in sysfs
   virtblk bench --preset posting-ramdisk                          the load of 2012, with its figures
+{bench_matrix.EXAMPLES}
   virtblk bench ram:1g --job load.fio --output-format json        fio's job file, fio's JSON
   virtblk bench --compare before.json after.json                  what changed between two runs"""
 
@@ -123,6 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--share-core", action="store_true", help="driver and device on one CPU: an overcommitted host")
     add("--preset", choices=sorted(PRESETS), help="a known load; options given besides take precedence")
+    bench_matrix.add_arguments(parser)
     add_job_arguments(parser)
     add("--compare", nargs=2, metavar=("A", "B"), help="compare two files of --json, and run nothing")
     add("--json", metavar="PATH", help="write all figures as JSON; - for standard output")
@@ -213,7 +216,10 @@ def run(options: argparse.Namespace) -> int:
     check_no_job(options)
     if options.compare:
         return _compare(options)
+    many = bench_matrix.is_asked(options)
     job = _job_options(options)
+    if many:
+        return bench_matrix.run(options, job, DEFAULT_DISK)
     if options.disk is None:
         options.disk = DEFAULT_DISK
     parse_name(options.disk)
@@ -274,6 +280,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     """`--compare A B`; returns the exit status."""
+    bench_matrix.refuse_with_compare(options)
     if options.disk is not None:
         raise UsageError(f"--compare runs nothing; leave out {options.disk}")
     from virtblk.bench.compare import compare_files, print_compared

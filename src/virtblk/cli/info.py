@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
             "seg_max": device.seg_max,
             "size_max": device.size_max,
             "num_queues": device.num_queues,
+            "hint": "sort" if device.hinted else "none",
             "pid": device.peer_pid(),
             "queue": {
                 name.removeprefix("queue/"): device.sysfs.read(name)

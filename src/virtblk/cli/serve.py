@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--serial", metavar="TEXT", help="up to 20 characters (default: after the disk's name)")
     add("--poll-us", type=int, metavar="N", help="an idle queue spins this long before it sleeps (default 32)")
+    add("--hint", choices=("none", "sort"), default="none", help="experimental: ask drivers to sort (default none)")
     add("--cpus", metavar="LIST", help="run on these CPUs, such as 0,2-3")
     add("--metrics", metavar="[HOST:]PORT", help="answer Prometheus on http there (HOST: loopback; PORT 0: any)")
     add("--log-format", choices=FORMATS, default="logfmt", help="lines on standard error (default logfmt)")
@@ -104,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
         poll_us=ServeOptions.poll_us if options.poll_us is None else options.poll_us,
         socket_mode=mode,
         timed=metrics is not None,
+        hint=options.hint,
     )
     storage = open_served(name, read_only=options.read_only, filters=options.filter)
     try:

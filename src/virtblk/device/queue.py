@@ -1,7 +1,8 @@
 """One running virtqueue of the device: its worker thread, and what the worker needs.
 
 Started and stopped by the session's control thread (`device.virtio_blk`); the loop itself is `device.worker` for disks
-that answer at once, `device.async_worker` with a `device.dispatcher` for the others.
+that answer at once, `device.file_worker` for files, `device.sim_worker` for simulated disks, and `device.async_worker`
+with a `device.dispatcher` for the others.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from virtblk.device.dispatcher import Dispatcher, example_mailbox, slots_for
 from virtblk.device.file_queue import FileResources, example_file_queue, file_slots_for
 from virtblk.device.file_worker import file_worker_loop
 from virtblk.device.request import DiskView
+from virtblk.device.sim_worker import sim_worker_loop
 from virtblk.device.worker import PIECES, WORD_DONE, WORD_STOP, WORDS, WORKER_DTYPE, worker_loop
 from virtblk.jit.atomics import store_release_i64
 from virtblk.jit.libc import eventfd_signal, poll_out
 from virtblk.jit.table import Table
-from virtblk.jit.threads import end_thread, start_thread
+from virtblk.jit.threads import end_thread, fine_timers, start_thread
 from virtblk.jit.warmup import ensure
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.mem.shm import Words
 from virtblk.storage.file import FileStorage
-from virtblk.storage.request import BATCH, KIND_FILE, KIND_REQUESTS, REQUEST_DTYPE, give_scratch
+from virtblk.storage.request import BATCH, KIND_FILE, KIND_REQUESTS, KIND_SIM, REQUEST_DTYPE, give_scratch
+from virtblk.storage.sim.disk import SimStorage
+from virtblk.storage.sim.profiles import make_queue
+from virtblk.storage.sim.state import QUEUE_OPS
 from virtblk.storage.storage import Storage
 from virtblk.uapi.virtio_ring import (
     VRING_AVAIL_ALIGN_SIZE,
@@ -55,6 +60,8 @@ def compile_worker(memory: GuestMemory, disk: DiskView, storage: Storage) -> Non
         ensure(async_worker_loop, *arguments, example_mailbox())
     elif storage.kind == KIND_FILE:
         ensure(file_worker_loop, *arguments, example_file_queue())
+    elif isinstance(storage, SimStorage) and storage.kind == KIND_SIM:
+        ensure(sim_worker_loop, *arguments, storage.model, make_queue(0, 1))
     else:
         ensure(worker_loop, *arguments)
 
@@ -80,8 +87,11 @@ class DeviceQueue:
         self._err_fd = vring.err_fd
         waits = storage.kind == KIND_REQUESTS
         is_file = storage.kind == KIND_FILE
-        records = slots_for(num) if waits else file_slots_for(num) if is_file else BATCH
-        pieces = records * SLOT_PIECES if waits or is_file else PIECES
+        is_sim = storage.kind == KIND_SIM
+        records = (
+            slots_for(num) if waits else file_slots_for(num) if is_file else min(num, QUEUE_OPS) if is_sim else BATCH
+        )
+        pieces = records * SLOT_PIECES if waits or is_file or is_sim else PIECES
         self._vring = Vringh(Table(1, VRINGH_DTYPE), Table(pieces), Table(pieces))
         state = self._vring.state[0]
         areas = (
@@ -117,7 +127,13 @@ class DeviceQueue:
             self.worker,
             self.counters,
         )
-        self._loop = async_worker_loop if waits else file_worker_loop if is_file else worker_loop
+        loops: dict[int, Any] = {
+            KIND_REQUESTS: async_worker_loop,
+            KIND_FILE: file_worker_loop,
+            KIND_SIM: sim_worker_loop,
+        }
+        self._loop = loops.get(storage.kind, worker_loop)
+        self._exact = is_sim
         self._dispatcher: Dispatcher | None = None
         self._file: FileResources | None = None
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -130,6 +146,8 @@ class DeviceQueue:
             elif isinstance(storage, FileStorage) and is_file:
                 self._file = FileResources(storage, records)
                 self._arguments += (self._file.queue,)
+            elif isinstance(storage, SimStorage) and is_sim:
+                self._arguments += (storage.model, make_queue(self.index, records))
             ensure(self._loop, *self._arguments)
             self._thread = start_thread(self._run, name=f"virtblk-vq{self.index}")
         except OSError:
@@ -141,6 +159,8 @@ class DeviceQueue:
             raise
 
     def _run(self) -> None:
+        if self._exact:
+            fine_timers()
         self._loop(*self._arguments)
         if self.broken:
             extra = {"event": "queue_broken", "queue": self.index, "reason": self.broken}
@@ -168,7 +188,7 @@ class DeviceQueue:
         if self._stop_fd >= 0:
             os.eventfd_write(self._stop_fd, 1)
             while not end_thread(self._thread, self._words.address(WORD_DONE), STOP_TIMEOUT):
-                if self._dispatcher is None and self._file is None:
+                if self._dispatcher is None and self._file is None and not self._exact:
                     # Its memory is about to be unmapped under it; there is no way on from here.
                     log.critical("queue %d: the worker did not stop within %g s", self.index, STOP_TIMEOUT)
                     os.abort()

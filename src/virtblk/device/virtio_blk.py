@@ -19,12 +19,13 @@ from virtblk.device.worker import BATCH_BYTES
 from virtblk.errors import UsageError
 from virtblk.jit.table import Table
 from virtblk.mem.guest_memory import GuestMemory
-from virtblk.storage.request import KIND_MEMORY, MAX_RANGES
+from virtblk.storage.request import KIND_MEMORY, KIND_SIM, MAX_RANGES
 from virtblk.storage.storage import Storage
 from virtblk.uapi.virtio_blk import (
     BLK_CONFIG_1_1,
     BLK_CONFIG_WRITEBACK,
     SECTOR_SHIFT,
+    VIRTBLK_F_SORT,
     VIRTIO_BLK_F_BLK_SIZE,
     VIRTIO_BLK_F_CONFIG_WCE,
     VIRTIO_BLK_F_DISCARD,
@@ -46,6 +47,8 @@ log = logging.getLogger("virtblk.device")
 SEG_MAX: Final = 126
 SIZE_MAX: Final = 1 << 20
 DEFAULT_POLL_US: Final = 32
+#: What a device may ask of its driver (`virtblk serve --hint`), and the bits that say so.
+HINTS: Final[dict[str, frozenset[int]]] = {"none": frozenset(), "sort": frozenset({VIRTBLK_F_SORT})}
 #: Sectors of one segment of a discard or write zeroes: 256 MiB.
 MAX_RANGE_SECTORS: Final = 1 << 19
 #: The same where the worker itself sets every byte to zero, 8 MiB: a request of MAX_RANGES such segments (256 MiB)
@@ -66,6 +69,7 @@ class VirtioBlkDevice:
         poll_us: int = DEFAULT_POLL_US,
         delay_ns: int = 0,
         timed: bool = False,
+        hint: str = "none",
         without: frozenset[int] = frozenset(),
     ) -> None:
         if not 1 <= queues <= 256:
@@ -100,7 +104,7 @@ class VirtioBlkDevice:
             VIRTIO_BLK_F_TOPOLOGY,
             VIRTIO_BLK_F_MQ,
         }
-        bits |= optional_features(storage)
+        bits |= optional_features(storage) | HINTS[hint]
         bits -= without
         if VIRTIO_BLK_F_FLUSH not in bits:
             bits.discard(VIRTIO_BLK_F_CONFIG_WCE)  # 5.2.5.2: not without FLUSH
@@ -217,7 +221,8 @@ def config_space(storage: Storage, queues: int, bits: set[int]) -> npt.NDArray[n
     config["alignment_offset"] = min(storage.alignment_offset // block, 0xFF)
     config["min_io_size"] = min(max(1, storage.min_io_size // block), 0xFFFF)
     config["opt_io_size"] = min(storage.opt_io_size // block, 0xFFFFFFFF)
-    most = MAX_MEMORY_RANGE_SECTORS if storage.kind == KIND_MEMORY else MAX_RANGE_SECTORS
+    in_memory = storage.kind == KIND_MEMORY or storage.kind == KIND_SIM
+    most = MAX_MEMORY_RANGE_SECTORS if in_memory else MAX_RANGE_SECTORS
     if VIRTIO_BLK_F_DISCARD in bits:
         config["max_discard_sectors"], config["max_discard_seg"] = most, MAX_RANGES
         config["discard_sector_alignment"] = block >> SECTOR_SHIFT

@@ -11,13 +11,14 @@ one completion thread per queue (`completion_loop`) waits on the call fd; with p
 
 from __future__ import annotations
 
-from virtblk.block.bio import REQ_OP_GET_ID, bio_endio
+from virtblk.block.bio import REQ_OP_GET_ID, STEP_REQUEST, bio_endio
 from virtblk.block.blk_flush import blk_flush_end_io
 from virtblk.block.elevator import blk_queue_idle
 from virtblk.block.request import LIST_DONE, RQ_DRIVER, blk_put_request, list_del, list_first, list_head
+from virtblk.driver.auto import blk_auto_look
 from virtblk.driver.handle import queue_of
 from virtblk.driver.request_fn import blk_start_queue
-from virtblk.driver.virtblk_req import LINE_HEAD, LINE_WAIT, has_bio_path, virtblk_free_req
+from virtblk.driver.virtblk_req import LINE_HEAD, LINE_WAIT, PATH_BIO, PATH_MQ, has_bio_path, virtblk_free_req
 from virtblk.jit.atomics import (
     cmpxchg_u32,
     cpu_pause,
@@ -107,19 +108,23 @@ def virtblk_bio_done(d, bio, reaper, noted):
 
 
 @kernel
-def virtblk_end_request(d, rq, error, reaper, noted):
-    """End all bios of a request and put it back (blk_end_request_all): owners noted so far. Under the queue lock."""
-    last = d.q.rq[rq]["bio_tail"]
-    bio = d.q.rq[rq]["bio"]
-    if error and d.q.rq[rq]["op"] == REQ_OP_GET_ID:
-        error = EIO  # as the posting ends its SPECIAL requests: an error is an error
+def virtblk_end_bios(d, bio, last, error, reaper, noted):
+    """The request of the bios from `bio` to `last` ended: owners noted so far. Under the queue lock."""
     while True:
         following = d.bios[bio]["next"]  # before its owner has it back
         if bio_endio(d.bios, bio, error):
             noted = virtblk_bio_done(d, bio, reaper, noted)
         if bio == last:
-            break
+            return noted
         bio = following
+
+
+@kernel
+def virtblk_end_request(d, rq, error, reaper, noted):
+    """End all bios of a request and put it back (blk_end_request_all): owners noted so far. Under the queue lock."""
+    if error and d.q.rq[rq]["op"] == REQ_OP_GET_ID:
+        error = EIO  # as the posting ends its SPECIAL requests: an error is an error
+    noted = virtblk_end_bios(d, d.q.rq[rq]["bio"], d.q.rq[rq]["bio_tail"], error, reaper, noted)
     blk_put_request(d.q, rq)
     return noted
 
@@ -151,11 +156,11 @@ def virtblk_reap_locked(d, reaper, noted):
             break
         error = virtblk_result(load_u8(d.requests[req]["status"]))
         bio = d.requests[req]["bio"]
+        last = d.requests[req]["bio_tail"]
         rq = d.requests[req]["rq"]
         virtblk_free_req(d, req)
         if has_bio_path(d.paths) and rq < 0:
-            if bio_endio(d.bios, bio, error):
-                noted = virtblk_bio_done(d, bio, reaper, noted)
+            noted = virtblk_end_bios(d, bio, last, error, reaper, noted)
         elif d.q.rq[rq]["seq"] or rq == d.q.state[0]["flush_rq"]:
             noted = virtblk_end_flush(d, rq, error, reaper, noted)
         else:
@@ -180,6 +185,10 @@ def virtblk_end_reap(d, reaper, noted, count):
     """Start the queue after a reap of `count`, drop the lock, kick, wake whom it concerns: 0, or -errno where the ring
     turned out broken."""
     error = d.queue[0]["error"]
+    ended = d.queue[0]["ended"] + count
+    d.queue[0]["ended"] = ended
+    if ended >= d.queue[0]["look_at"] and error == 0:
+        blk_auto_look(d.queue[0]["handle"], d.paths)
     kick = count > 0 and error == 0 and not blk_queue_idle(d.q) and blk_start_queue(d, reaper)
     mutex_unlock(d.queue[0]["lock"])
     if kick:
@@ -315,6 +324,23 @@ def blk_timeout_base(d, now):
     return oldest
 
 
+@cold_kernel
+def virtblk_timeout_base(d, sub, since, now):
+    """What a wait for a completion counts from where requests of the block layer may be out.
+
+    On the mq path that is when the wait began, `since`, if the device has a bio of the submitter's without such a
+    request: it had it before.
+    """
+    if d.queue[0]["path"] == PATH_MQ:
+        for head in range(d.vq.state[0]["num"]):
+            req = d.vq.token[head]
+            if req >= 0 and d.requests[req]["rq"] < 0:
+                bio = d.requests[req]["bio"]
+                if d.bios[bio]["owner"] == sub and d.bios[bio]["step"] != STEP_REQUEST:
+                    return since
+    return blk_timeout_base(d, now)
+
+
 @inline_kernel
 def virtblk_wait_in_turn(d, sub, room):
     """virtblk_wait for more pollers than cores: one polls for all, the others sleep until their turn or their wake-up.
@@ -342,8 +368,8 @@ def virtblk_wait_in_turn(d, sub, room):
             since = now
             used = d.vq.state[0]["last_used"]
         late = now - since > d.queue[0]["timeout_ns"]
-        if late and room == 0 and not d.queue[0]["use_bio"]:
-            since = blk_timeout_base(d, now)
+        if late and room == 0 and d.queue[0]["path"] != PATH_BIO:
+            since = virtblk_timeout_base(d, sub, since, now)
             late = now - since > d.queue[0]["timeout_ns"]
         if late:
             virtblk_done(d, sub, True)  # what ended in time counts, even if nobody has looked yet
@@ -386,8 +412,8 @@ def virtblk_wait_at(handle, paths, sub, room, reap):
             since = now
             used = d.vq.state[0]["last_used"]
         if now - since > d.queue[0]["timeout_ns"]:
-            if room == 0 and not d.queue[0]["use_bio"]:
-                since = blk_timeout_base(d, now)
+            if room == 0 and d.queue[0]["path"] != PATH_BIO:
+                since = virtblk_timeout_base(d, sub, since, now)
             if now - since > d.queue[0]["timeout_ns"]:
                 virtblk_break(d, ETIMEDOUT)
                 break

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from virtblk.block.bio import BIO_DTYPE
+from virtblk.block.blk_auto import AUTO_DTYPE
 from virtblk.block.blk_merge import CURSOR_DTYPE
 from virtblk.block.request import REQUEST_QUEUE_DTYPE, RQ_DTYPE, RequestQueue
 from virtblk.driver.virtblk_req import QUEUE_DTYPE, REQUEST_DTYPE, SUBMITTER_DTYPE, VirtblkQueue
@@ -67,4 +68,6 @@ def queue_of(handle, paths):
         handle_table(handle, 24, CURSOR_DTYPE),
         handle_table(handle, 25, INT64),
         handle_table(handle, 26, INT64),
+        handle_table(handle, 27, INT64),
+        handle_table(handle, 28, AUTO_DTYPE),
     )

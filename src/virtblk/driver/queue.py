@@ -13,9 +13,13 @@ import numpy as np
 
 from virtblk.block.bio import BIO_DTYPE
 from virtblk.block.blk_merge import CURSOR_DTYPE
+from virtblk.block.blk_mq import BLK_MQ_PLUG_LEAST, BLK_MQ_PLUG_MOST
 from virtblk.block.request import RequestQueue
-from virtblk.block.request_queue import blk_init_queue, example_request_queue
+from virtblk.block.request_queue import blk_auto_record, blk_init_queue, example_request_queue
+from virtblk.driver.auto import NEVER
 from virtblk.driver.virtblk_req import (
+    PATH_BIO,
+    PATH_REQUEST,
     QUEUE_DTYPE,
     REQUEST_DTYPE,
     SUBMITTER_DTYPE,
@@ -57,9 +61,14 @@ class QueueLimits:
         return align_up(OUTHDR_SIZE + table, CACHE_LINE)
 
     @property
+    def plug_size(self) -> int:
+        """Requests in a submitter's plug on the mq path: no more than its bios can become, but for large ones."""
+        return min(max(self.bios_each, BLK_MQ_PLUG_LEAST), BLK_MQ_PLUG_MOST)
+
+    @property
     def pool(self) -> int:
-        """Requests: one per ring entry, and the one that each submitter is setting up."""
-        return self.num + self.submitters + 1
+        """Requests: one per ring entry, and those that submitters hold ready, one for bios and a plugful for mq."""
+        return self.num + self.submitters * (1 + self.plug_size) + 1
 
     @property
     def arena_bytes(self) -> int:
@@ -86,6 +95,8 @@ def example_queue() -> VirtblkQueue:
         Table(1, CURSOR_DTYPE),
         Table(1),
         Table(1),
+        Table(1),
+        blk_auto_record(),
     )
 
 
@@ -155,14 +166,14 @@ class QueueSetup:
             ("sg_elems", sg_elems),
             ("done_size", done_size),
             ("submitters", nsub),
-            ("use_bio", isinstance(paths, BothPaths)),
+            ("path", PATH_BIO if isinstance(paths, BothPaths) else PATH_REQUEST),
             ("free_requests", limits.pool),
+            ("look_at", NEVER),
         ):
             queue[0][name] = value
         pool = Table(limits.pool, REQUEST_DTYPE)
         numbers = np.arange(limits.pool)
         pool["header"] = requests + numbers * limits.request_stride
-        pool["table"] = pool["header"] + OUTHDR_SIZE
         pool["status"] = statuses + numbers * CACHE_LINE
         submitters = Table(nsub + 1, SUBMITTER_DTYPE)
         submitters["line"] = [self._words.address(index) for index in range(nsub + 1)]
@@ -179,6 +190,7 @@ class QueueSetup:
             max_seg_len=limits.max_seg_len,
             max_bytes=limits.max_bytes,
             can_flush=limits.can_flush,
+            plug_size=limits.plug_size,
         )
         self.kernel_view = VirtblkQueue(
             self.ring.vring,
@@ -196,6 +208,8 @@ class QueueSetup:
             Table(nsub + 1, CURSOR_DTYPE),
             Table(nsub * done_size),
             Table((nsub + 1) * nsub),
+            Table(nsub * limits.plug_size),
+            blk_auto_record(),
         )
         tables = list(_tables(self.kernel_view))
         self._handle = Table(2 * len(tables))

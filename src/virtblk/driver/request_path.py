@@ -88,8 +88,8 @@ def blk_flush_plug_list(handle, paths, sub):
 
 
 @inline_kernel
-def blk_finish_plug(d, sub):
-    """The submitter has no more to say for now: 0, or -errno once the queue is over. Nothing to do on the bio path."""
+def blk_unplug(d, sub):
+    """Empty the plug, if anything is in it: 0, or -errno once the queue is over."""
     return blk_flush_plug_list(d.queue[0]["handle"], d.paths, sub) if d.q.plugged[sub] else 0
 
 
@@ -101,7 +101,7 @@ def get_request_wait(d, sub):
     next if it leaves requests.
     """
     d.submitters[sub]["request_waits"] += 1
-    code = blk_finish_plug(d, sub)
+    code = blk_unplug(d, sub)
     began = clock_ns()
     while code == 0:
         mutex_lock(d.queue[0]["lock"])
@@ -121,7 +121,7 @@ def get_request_wait(d, sub):
 def blk_plug_request(d, sub, rq):
     """Put a request into the submitter's plug, which is emptied first when it is full: 0 or -errno."""
     if d.q.plugged[sub] >= BLK_MAX_REQUEST_COUNT:
-        code = blk_finish_plug(d, sub)
+        code = blk_unplug(d, sub)
         if code < 0:
             return code
     blk_plug_add(d.q, sub, rq)
@@ -258,5 +258,5 @@ def blk_queue_bio_at(handle, paths, sub, bio, now_ns):
 
 @inline_kernel
 def blk_queue_bio(d, sub, bio, now_ns):
-    """Submit a bio on the request path: 0, or -errno once the queue is over. blk_finish_plug sends it on its way."""
+    """Submit a bio on the request path: 0, or -errno once the queue is over. blk_unplug sends it on its way."""
     return blk_queue_bio_at(d.queue[0]["handle"], d.paths, sub, bio, now_ns)

@@ -1,8 +1,10 @@
 """The disk's attributes by their sysfs names, read and set as text (Linux: blk-sysfs.c, elevator.c, virtio_blk's own).
 
 `serial`, `cache_type`, `queue/nr_requests`, `queue/scheduler`, `queue/nomerges`, and `queue/iosched/*` of the scheduler
-that is set, in Linux's formats (`[noop] deadline`) and units (milliseconds). Control context; what changes is changed
-under the queue lock, whether I/O is in flight or not.
+that is set, in Linux's formats (`[noop] deadline`) and units (milliseconds). The request path and the mq path have a
+scheduler each, and its name says which of them is meant: `noop` and `deadline` as of 2012, `none` and `mq-deadline` as
+of today. On the path auto `queue/scheduler` shows what that has chosen, and `queue/auto` what it knows. Control
+context; what changes is changed under the queue lock, whether I/O is in flight or not.
 """
 
 from __future__ import annotations
@@ -11,18 +13,19 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from virtblk.block.elevator import elevator_switch
 from virtblk.block.request import ELEVATOR_DEADLINE, ELEVATOR_NOOP, MAX_NR_REQUESTS, MIN_NR_REQUESTS
 from virtblk.driver.virtblk_req import VirtblkQueue
 from virtblk.errors import UsageError
-from virtblk.jit.libc import clock_ns
 from virtblk.jit.lock import mutex_lock, mutex_unlock, wake_up
-from virtblk.jit.warmup import ensure
 
 if TYPE_CHECKING:
     from virtblk.driver.virtio_blk import VirtioBlk
 
-SCHEDULERS: Final = {"noop": ELEVATOR_NOOP, "deadline": ELEVATOR_DEADLINE}
+#: By path; each has its own, under the names that Linux had and has for them.
+SCHEDULERS: Final = {
+    "request": {"noop": ELEVATOR_NOOP, "deadline": ELEVATOR_DEADLINE},
+    "mq": {"none": ELEVATOR_NOOP, "mq-deadline": ELEVATOR_DEADLINE},
+}
 CACHE_TYPES: Final = {"write through": False, "write back": True}
 _MS: Final = 1_000_000
 
@@ -71,21 +74,34 @@ class Sysfs:
         return self._device.view.q.state[0]
 
     @property
+    def _path(self) -> str:
+        """The path whose schedulers are shown: the one that bios take, or request where that has none."""
+        return "mq" if self._device.path in ("mq", "auto") else "request"
+
+    @property
+    def _elevator(self) -> int:
+        return int(self._state["elevator"]) if self._device.path == "auto" else self._device.elevators[self._path]
+
+    @property
     def scheduler(self) -> str:
-        """The name of the scheduler that is set."""
-        return next(name for name, number in SCHEDULERS.items() if number == self._state["elevator"])
+        """The name of the scheduler that is set, or that the path auto has chosen for now."""
+        elevator = self._elevator
+        return next(name for name, number in SCHEDULERS[self._path].items() if number == elevator)
 
     def names(self) -> list[str]:
         """All attributes there are now; those of `queue/iosched/` depend on the scheduler."""
         names = ["serial", "cache_type", "queue/scheduler", *(f"queue/{name}" for name in _QUEUE)]
-        if self.scheduler == "deadline":
+        if self._device.path == "auto":
+            names.append("queue/auto")
+        if self._elevator == ELEVATOR_DEADLINE:
             names += [f"queue/iosched/{name}" for name in _DEADLINE]
         return names
 
     def _number(self, name: str) -> _Number:
         if name not in self.names():
             elsewhere = name.removeprefix("queue/iosched/") in _DEADLINE
-            hint = "; set queue/scheduler to deadline first" if elsewhere else ""
+            wanted = "mq-deadline" if self._path == "mq" else "deadline"
+            hint = f"; set queue/scheduler to {wanted} first" if elsewhere else ""
             raise UsageError(f"no attribute {name!r}{hint} (there are: {', '.join(self.names())})")
         table = _DEADLINE if name.startswith("queue/iosched/") else _QUEUE
         return table[name.rpartition("/")[2]]
@@ -97,7 +113,11 @@ class Sysfs:
         if name == "cache_type":
             return "write back" if self._device.writeback else "write through"
         if name == "queue/scheduler":
-            return " ".join(f"[{known}]" if known == self.scheduler else known for known in SCHEDULERS)
+            return " ".join(f"[{known}]" if known == self.scheduler else known for known in SCHEDULERS[self._path])
+        if name == "queue/auto" and self._device.path == "auto":
+            auto = self._device.view.auto[0]
+            known = ("merging", "elevator", "windows", "trials", "changes")
+            return " ".join(f"{field}={int(auto[field])}" for field in known)
         number = self._number(name)
         return str(int(self._state[number.field]) // number.unit)
 
@@ -105,11 +125,15 @@ class Sysfs:
         """Set the attribute, as `echo text >` would."""
         d = self._device.view
         if name == "queue/scheduler":
-            if text not in SCHEDULERS:
-                raise UsageError(f"queue/scheduler {text!r}: give one of {', '.join(SCHEDULERS)}")
-            ensure(elevator_switch, d.q, 0, 0)  # before anybody waits for the lock
-            with queue_lock(d):
-                elevator_switch(d.q, SCHEDULERS[text], clock_ns())
+            if self._device.path == "auto":
+                raise UsageError(f"queue/scheduler {text!r}: the path auto chooses its own; take the path mq")
+            path = next((path for path, names in SCHEDULERS.items() if text in names), None)
+            if path is None:
+                known = " or ".join(f"{', '.join(names)} ({path} path)" for path, names in SCHEDULERS.items())
+                raise UsageError(f"queue/scheduler {text!r}: give one of {known}")
+            self._device.elevators[path] = SCHEDULERS[path][text]
+            if path == self._device.path or (path, self._device.path) == ("request", "bio"):
+                self._device.switch_elevator(SCHEDULERS[path][text])
             return
         if name == "cache_type":
             if text not in CACHE_TYPES:
@@ -118,6 +142,8 @@ class Sysfs:
             return
         if name == "serial":
             raise UsageError("serial cannot be set: it is the device's")
+        if name == "queue/auto" and self._device.path == "auto":
+            raise UsageError("queue/auto cannot be set: it says what the path auto has found out")
         number = self._number(name)
         value = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
         if not number.least <= value <= number.most:
@@ -166,7 +192,7 @@ class QueueAttributes:
 
     @property
     def scheduler(self) -> str:
-        """The scheduler that is set: noop or deadline."""
+        """The scheduler that is set: noop or deadline, on the mq path none or mq-deadline."""
         return self._sysfs.scheduler
 
     @scheduler.setter

@@ -25,6 +25,10 @@ from virtblk.virtio.virtio_ring_split import (
     write_indirect,
 )
 
+PATH_REQUEST = 0
+PATH_BIO = 1
+PATH_MQ = 2
+
 QUEUE_DTYPE = np.dtype(
     [
         # fixed for the queue's life
@@ -49,10 +53,12 @@ QUEUE_DTYPE = np.dtype(
         ("done_size", "i8"),  # entries of a submitter's completion list, a power of two
         ("submitters", "i8"),
         # changed only while nothing is in flight
-        ("use_bio", "i8"),  # which path bios take: 1 the bio path, 0 the request path
+        ("path", "i8"),  # which path bios take: PATH_*
         # under the queue lock
         ("free_requests", "i8"),
         ("reaps", "i8"),  # passes that found something: marks who was noted in this pass
+        ("ended", "i8"),  # requests that ended
+        ("look_at", "i8"),  # when as many have, the path auto takes a look (driver.auto)
         ("interrupts", "i8"),
         ("error", "i8"),  # sticky: 0, or why the queue is over (positive errno)
     ]
@@ -60,11 +66,11 @@ QUEUE_DTYPE = np.dtype(
 
 REQUEST_DTYPE = np.dtype(
     [
-        ("header", "i8"),  # addresses in the arena
-        ("table", "i8"),
+        ("header", "i8"),  # addresses in the arena; the indirect table is behind the header
         ("status", "i8"),
-        ("bio", "i8"),  # whose it is: a bio's own on the bio path,
-        ("rq", "i8"),  # or a request's on the request path; -1 for the other
+        ("bio", "i8"),  # whose it is: a bio's, or those from it to `bio_tail` (bi_next), which merged,
+        ("bio_tail", "i8"),
+        ("rq", "i8"),  # or a request's of the block layer; -1 for the other
         ("readable", "i8"),  # scatter list entries
         ("writable", "i8"),
         ("writable_bytes", "i8"),
@@ -76,11 +82,14 @@ SUBMITTER_DTYPE = np.dtype(
         ("line", "i8"),  # address of the submitter's shared words, below
         ("tail", "i8"),  # completions taken from its list
         ("spare", "i8"),  # a request of the pool that the submitter holds ready, or -1
+        ("tags", "i8"),  # how many more it holds ready for the mq path: none, or as many as its plug takes
+        ("plugging", "i8"),  # 1 between blk_start_plug and blk_finish_plug
         ("mark", "i8"),  # the reap that last noted it
         ("kicks", "i8"),
         ("ring_full_waits", "i8"),  # bios that found no room at first try
         ("request_waits", "i8"),  # bios that found the pool of requests empty
         ("merges", "i8"),  # bios that joined a request in its plug
+        ("mergeable", "i8"),  # and that would have, but for the path auto, which had merging off
         ("waited_ns", "i8"),  # in those waits, reaping for others included
     ]
 )
@@ -90,18 +99,18 @@ LINE_WAIT = 8
 
 
 class BothPaths(NamedTuple):
-    """A queue whose bios may take either path, as `use_bio` says."""
+    """A queue whose bios may take any path, as `path` says."""
 
     unused: int = 0
 
 
 class RequestPathOnly(NamedTuple):
-    """A queue compiled without the bio path: what `use_bio` off is measured against."""
+    """A queue compiled without the others: what `use_bio` off is measured against."""
 
     unused: int = 0
 
 
-#: 1 where the bio path is compiled in. Takes VirtblkQueue.paths.
+#: 1 where the bio and mq paths are compiled in. Takes VirtblkQueue.paths.
 has_bio_path = by_type({BothPaths: 1, RequestPathOnly: 0})
 
 
@@ -123,12 +132,14 @@ class VirtblkQueue(NamedTuple):
     cursors: Table  # [submitters + 1] block.blk_merge.CURSOR_DTYPE
     done_list: Table  # [submitters * done_size] bios that ended, per submitter
     noted: Table  # [(submitters + 1) * submitters] whom a reaper has to wake
+    tags: Table  # [submitters * plug_size] requests that submitters hold ready for the mq path
+    auto: Table  # [1] block.blk_auto.AUTO_DTYPE
 
 
 @kernel
 def virtblk_alloc_req(d):
-    """Take a request of the pool, or -1. The pool holds one per ring entry and one per submitter, so that a submitter
-    without a spare always finds one. Under the queue lock."""
+    """Take a request of the pool, or -1. The pool holds one per ring entry and all that submitters may hold ready, so
+    that whoever finds room in the ring finds a request too. Under the queue lock."""
     left = d.queue[0]["free_requests"]
     if left == 0:
         return -1
@@ -148,7 +159,7 @@ def virtblk_free_req(d, req):
 def virtblk_setup_req(d, req, bio, rq, kind, sector, entries, data_writable, data_bytes):
     """Put header and status round the `entries` data entries of the scatter list. No lock: the request is the caller's.
 
-    It belongs to `bio` (and `rq` is -1), or to request `rq` of the block layer (and `bio` is -1).
+    It belongs to `bio` alone (and `rq` is -1), or to request `rq` of the block layer (and `bio` is -1).
     The status byte is filled with a value no device writes.
     """
     header = d.requests[req]["header"]
@@ -165,12 +176,13 @@ def virtblk_setup_req(d, req, bio, rq, kind, sector, entries, data_writable, dat
     readable = 1 if data_writable else 1 + entries
     writable = entries + 1 if data_writable else 1
     d.requests[req]["bio"] = bio
+    d.requests[req]["bio_tail"] = bio
     d.requests[req]["rq"] = rq
     d.requests[req]["readable"] = readable
     d.requests[req]["writable"] = writable
     d.requests[req]["writable_bytes"] = data_bytes + 1 if data_writable else 1
     if d.vq.state[0]["indirect"]:
-        write_indirect(d.requests[req]["table"], d.sg_addr, d.sg_len, first, readable, writable)
+        write_indirect(header + OUTHDR_SIZE, d.sg_addr, d.sg_len, first, readable, writable)
 
 
 @kernel
@@ -180,6 +192,7 @@ def virtblk_add_req(d, req):
     writable = d.requests[req]["writable"]
     writable_bytes = d.requests[req]["writable_bytes"]
     if d.vq.state[0]["indirect"]:
-        return virtqueue_add_indirect(d.vq, d.requests[req]["table"], readable + writable, req, writable_bytes)
+        table = d.requests[req]["header"] + OUTHDR_SIZE
+        return virtqueue_add_indirect(d.vq, table, readable + writable, req, writable_bytes)
     first = req * d.queue[0]["sg_elems"]
     return virtqueue_add_direct(d.vq, d.sg_addr, d.sg_len, first, readable, writable, req, writable_bytes)

@@ -18,16 +18,19 @@ from typing import Any, Final
 
 import numpy as np
 
-from virtblk.block.bio import REQ_OP_GET_ID
-from virtblk.block.request import RQ_DRIVER
+from virtblk.block.bio import REQ_OP_GET_ID, STEP_REQUEST
+from virtblk.block.elevator import elevator_switch
+from virtblk.block.request import ELEVATOR_NOOP, RQ_DRIVER
+from virtblk.driver.auto import blk_auto_begin, blk_auto_end
 from virtblk.driver.completion import completion_loop, virtblk_break
 from virtblk.driver.naming import IndexAllocator, virtblk_name_format
 from virtblk.driver.queue import QueueLimits, QueueSetup, example_queue
 from virtblk.driver.submit_bio import do_bio
-from virtblk.driver.sysfs import Sysfs
-from virtblk.driver.virtblk_req import BothPaths, RequestPathOnly
+from virtblk.driver.sysfs import Sysfs, queue_lock
+from virtblk.driver.virtblk_req import PATH_BIO, PATH_MQ, PATH_REQUEST, BothPaths, RequestPathOnly
 from virtblk.errors import DeviceError, OpenError, UsageError
 from virtblk.jit.atomics import store_release_i64
+from virtblk.jit.libc import clock_ns
 from virtblk.jit.threads import end_thread, start_thread
 from virtblk.jit.warmup import ensure
 from virtblk.mem.shm import Arena
@@ -56,8 +59,8 @@ CLOSE_TIMEOUT: Final = 2.0
 #: Seconds for a thread of ours to see its stop word.
 THREAD_TIMEOUT: Final = 10.0
 
-#: I/O paths by name; the number is the queue's `use_bio`.
-PATHS: Final = {"request": 0, "bio": 1}
+#: I/O paths by name; the number is the queue's `path`.
+PATHS: Final = {"request": PATH_REQUEST, "bio": PATH_BIO, "mq": PATH_MQ, "auto": PATH_MQ}
 
 DRIVER_FEATURES: Final = frozenset(
     {
@@ -112,7 +115,7 @@ class DriverOptions:
     segments_each: int = 1
     data_bytes: int = 0
     crowded: bool = False
-    path: str = "bio"  # or request; set_path changes it
+    path: str = "bio"  # or another of PATHS; set_path changes it
     paths: BothPaths | RequestPathOnly = field(default_factory=BothPaths)  # which paths are compiled in
     without: Set[int] = frozenset()  # feature bits to refuse, for tests and comparisons
 
@@ -124,6 +127,8 @@ def compile_driver() -> None:
     ensure(virtblk_break, queue, 0)
     ensure(completion_loop, queue, 0)
     ensure(virtqueue_notify, queue.vq)
+    ensure(blk_auto_begin, queue)
+    ensure(blk_auto_end, queue)
 
 
 class VirtioBlk:
@@ -138,6 +143,8 @@ class VirtioBlk:
         self._conn = conn
         self._arena: Arena | None = None
         self.queue: QueueSetup | None = None
+        self._path = "bio" if isinstance(options.paths, BothPaths) else "request"
+        self.elevators = {"request": ELEVATOR_NOOP, "mq": ELEVATOR_NOOP}  # of the paths that are told which
         self._completion: threading.Thread | None = None
         self._monitor: threading.Thread | None = None
         self._monitor_fd = -1
@@ -175,6 +182,7 @@ class VirtioBlk:
         front.set_protocol_features(self.protocol_features)
         front.set_owner()
         queue_num = front.get_queue_num() if self._has_protocol(ProtocolFeature.VHOST_USER_PROTOCOL_F_MQ) else 1
+        self.hinted = bool(self.device_features >> blk.VIRTBLK_F_SORT & 1)  # seen, not accepted: it changes no request
         self.features = self.device_features & sum(1 << bit for bit in DRIVER_FEATURES - self.options.without)
         self._read_config()
         self.num_queues = min(queue_num, self.config_num_queues)
@@ -285,10 +293,12 @@ class VirtioBlk:
             crowded=options.crowded,
             paths=options.paths,
         )
+        d = queue.kernel_view
+        if self.hinted:
+            d.auto[0]["hinted"] = d.auto[0]["elevator"] = 1
+        compile_driver()
         if isinstance(options.paths, BothPaths):
             self.set_path(options.path)
-        d = queue.kernel_view
-        compile_driver()
         front = self.front
         region = Region(arena.address, arena.length, arena.address, 0, arena.fd)
         if self._has_protocol(ProtocolFeature.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS):
@@ -366,19 +376,38 @@ class VirtioBlk:
 
     @property
     def path(self) -> str:
-        """The path that bios take: request or bio."""
-        return next(name for name, number in PATHS.items() if number == self.view.queue[0]["use_bio"])
+        """The path that bios take: one of PATHS."""
+        return self._path
 
     def set_path(self, path: str) -> None:
-        """Let bios take path `request` or `bio` from now on. For whole runs: nothing is submitted meanwhile.
+        """Let bios take path `request`, `bio`, `mq` or `auto` from now on, with the scheduler that was set for it.
 
-        Raises UsageError for another name.
+        `auto` goes on with what it had found out when bios took it last.
+
+        For whole runs: nothing is submitted meanwhile. Raises UsageError for another name.
         """
         if path not in PATHS:
             raise UsageError(f"path {path!r}: give one of {', '.join(PATHS)}")
-        if PATHS[path] and not isinstance(self.options.paths, BothPaths):
-            raise UsageError(f"path {path!r}: this queue was built without the bio path")
-        self.view.queue[0]["use_bio"] = PATHS[path]
+        if path != "request" and not isinstance(self.options.paths, BothPaths):
+            raise UsageError(f"path {path!r}: this queue was built without the {path} path")
+        d = self.view
+        if path != self._path and "auto" in (path, self._path):
+            turn = blk_auto_begin if path == "auto" else blk_auto_end
+            with queue_lock(d):
+                turn(d)
+        self._path = path
+        d.queue[0]["path"] = PATHS[path]
+        if path in self.elevators:
+            self.switch_elevator(self.elevators[path])
+
+    def switch_elevator(self, elevator: int) -> None:
+        """Set the scheduler of the path that bios take; what the old one holds is dispatched in its order."""
+        d = self.view
+        if d.q.state[0]["elevator"] == elevator:
+            return
+        ensure(elevator_switch, d.q, ELEVATOR_NOOP, 0)  # before anybody waits for the lock
+        with queue_lock(d):
+            elevator_switch(d.q, elevator, clock_ns())
 
     @property
     def sysfs(self) -> Sysfs:
@@ -388,11 +417,9 @@ class VirtioBlk:
     def oldest_start_ns(self) -> int | None:
         """When the oldest I/O that the device has was submitted or started (CLOCK_MONOTONIC), or None without any."""
         d = self.view
-        if d.queue[0]["use_bio"]:
-            out, since = d.bios["remaining"] > 0, d.bios["submitted_ns"]
-        else:
-            out, since = d.q.rq["where"] == RQ_DRIVER, d.q.rq["start_ns"]
-        return int(since[out].min(initial=np.iinfo(np.int64).max)) if out.any() else None
+        bios = (d.bios["remaining"] > 0) & (d.bios["step"] != STEP_REQUEST)
+        out = np.concatenate((d.bios["submitted_ns"][bios], d.q.rq["start_ns"][d.q.rq["where"] == RQ_DRIVER]))
+        return int(out.min()) if len(out) else None
 
     @property
     def merges(self) -> int:

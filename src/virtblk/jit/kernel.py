@@ -57,7 +57,7 @@ def source_digest() -> str:
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for package in _KERNEL_PACKAGES:
-        for path in sorted((root / package).glob("*.py")):
+        for path in sorted((root / package).rglob("*.py")):
             digest.update(str(path).encode() + b"\0" + path.read_bytes())
     digest.update((root / "status.py").read_bytes())
     digest.update(f"{numba.__version__} checking={CHECKING}".encode())

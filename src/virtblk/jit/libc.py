@@ -155,14 +155,30 @@ def eventfd_drain(fd: int) -> int:
         return -(error.errno or errno.EIO)
 
 
-def _poll_call(builder: Any, fds: Any, events: int, timeout_ms: Any) -> tuple[Any, Any]:
-    """Emit poll() over `fds`; returns (result, pointer to the pollfds as i64: fd in the low half, revents on top)."""
+def _pollfds(builder: Any, fds: Any, events: int) -> Any:
+    """Emit the pollfds of `fds`; returns a pointer to them as i64: fd in the low half, revents on top."""
     entries = cgutils.alloca_once(builder, ir.ArrayType(LLVM_I64, len(fds)))
     for index, fd in enumerate(fds):
         low = builder.and_(fd, _const(0xFFFFFFFF))
         builder.store(
             builder.or_(low, _const(events << 32)), builder.gep(entries, [_const(0), _const(index)], inbounds=True)
         )
+    return entries
+
+
+def _fired(builder: Any, entries: Any, count: int) -> Any:
+    """Emit a mask of the pollfds that have revents."""
+    mask = _const(0)
+    for index in range(count):
+        entry = builder.load(builder.gep(entries, [_const(0), _const(index)], inbounds=True))
+        fired = builder.icmp_unsigned("!=", builder.lshr(entry, _const(48)), _const(0))
+        mask = builder.or_(mask, builder.select(fired, _const(1 << index), _const(0)))
+    return mask
+
+
+def _poll_call(builder: Any, fds: Any, events: int, timeout_ms: Any) -> tuple[Any, Any]:
+    """Emit poll() over `fds`; returns (result, what `_pollfds` does)."""
+    entries = _pollfds(builder, fds, events)
     poll = external(builder, "poll", LLVM_I32, _VOIDP, LLVM_I64, LLVM_I32)
     arguments = [builder.bitcast(entries, _VOIDP), _const(len(fds)), builder.trunc(timeout_ms, LLVM_I32)]
     return _result(builder, builder.call(poll, arguments)), entries
@@ -171,12 +187,7 @@ def _poll_call(builder: Any, fds: Any, events: int, timeout_ms: Any) -> tuple[An
 @native(i64, i64, i64, i64)
 def _poll_in2(context: Any, builder: Any, args: Any) -> Any:
     result, entries = _poll_call(builder, args[:2], _POLLIN, args[2])
-    mask = _const(0)
-    for index in (0, 1):
-        entry = builder.load(builder.gep(entries, [_const(0), _const(index)], inbounds=True))
-        fired = builder.icmp_unsigned("!=", builder.lshr(entry, _const(48)), _const(0))
-        mask = builder.or_(mask, builder.select(fired, _const(1 << index), _const(0)))
-    return builder.select(builder.icmp_signed("<", result, _const(0)), result, mask)
+    return builder.select(builder.icmp_signed("<", result, _const(0)), result, _fired(builder, entries, 2))
 
 
 @_poll_in2
@@ -196,15 +207,30 @@ def poll_in2(first: int, second: int, timeout_ms: int) -> int:
     return (1 if int(first) in fired else 0) | (2 if int(second) in fired else 0)
 
 
+@native(i64, i64, i64, i64)
+def _ppoll_in2(context: Any, builder: Any, args: Any) -> Any:
+    entries = _pollfds(builder, args[:2], _POLLIN)
+    ppoll = external(builder, "ppoll", LLVM_I32, _VOIDP, LLVM_I64, _VOIDP, _VOIDP)
+    nothing = ir.Constant(_VOIDP, None)
+    fds = builder.bitcast(entries, _VOIDP)
+    result = _result(builder, builder.call(ppoll, [fds, _const(2), _timespec(builder, args[2]), nothing]))
+    return builder.select(builder.icmp_signed("<", result, _const(0)), result, _fired(builder, entries, 2))
+
+
+@_ppoll_in2
+def ppoll_in2(first: int, second: int, timeout_ns: int) -> int:
+    """As `poll_in2`, for a time in nanoseconds, 0 or more: as exact as the thread's timer slack."""
+    entries = (ctypes.c_int64 * 2)(*((fd & 0xFFFFFFFF) | _POLLIN << 32 for fd in (int(first), int(second))))
+    spec = (ctypes.c_long * 2)(int(timeout_ns) // _NS, int(timeout_ns) % _NS)
+    if _libc.ppoll(entries, ctypes.c_ulong(2), spec, None) < 0:
+        return -ctypes.get_errno()
+    return sum(1 << bit for bit in (0, 1) if (entries[bit] >> 48) & 0xFFFF)
+
+
 @native(i64, i64, i64, i64, i64)
 def _poll_in3(context: Any, builder: Any, args: Any) -> Any:
     result, entries = _poll_call(builder, args[:3], _POLLIN, args[3])
-    mask = _const(0)
-    for index in (0, 1, 2):
-        entry = builder.load(builder.gep(entries, [_const(0), _const(index)], inbounds=True))
-        fired = builder.icmp_unsigned("!=", builder.lshr(entry, _const(48)), _const(0))
-        mask = builder.or_(mask, builder.select(fired, _const(1 << index), _const(0)))
-    return builder.select(builder.icmp_signed("<", result, _const(0)), result, mask)
+    return builder.select(builder.icmp_signed("<", result, _const(0)), result, _fired(builder, entries, 3))
 
 
 @_poll_in3
@@ -276,6 +302,7 @@ __all__ = [
     "poll_in2",
     "poll_in3",
     "poll_out",
+    "ppoll_in2",
     "preadv",
     "pwritev",
     "sched_yield",

@@ -3,7 +3,7 @@
 Discard and write zeroes fill with zeroes; the memory stays. The device bounds what one of them may name, so that a
 worker looks at its stop word in time.
 
-Called by the device's workers with a batch of validated requests.
+Called by the device's workers with a batch of validated requests, or (`sim:`) with each when its time has come.
 """
 
 from __future__ import annotations
@@ -49,21 +49,27 @@ def memory_prefetch(disk, requests, i):
 
 
 @kernel
+def memory_request(disk, mem, requests, i, piece_addr, piece_len):
+    """Execute request `i` on the disk whose bytes start at address `disk`."""
+    op = requests[i]["op"]
+    at = disk + requests[i]["offset"]
+    first = requests[i]["first"]
+    if op == OP_READ:
+        for p in range(first, first + requests[i]["count"]):
+            guest_write(mem, piece_addr[p], at, piece_len[p])
+            at += piece_len[p]
+        requests[i]["used_len"] = requests[i]["length"]
+    elif op == OP_WRITE:
+        for p in range(first, first + requests[i]["count"]):
+            guest_read(mem, at, piece_addr[p], piece_len[p])
+            at += piece_len[p]
+    elif op == OP_DISCARD or op == OP_WRITE_ZEROES:
+        memory_zero(disk, requests, i)
+    requests[i]["result"] = 0
+
+
+@kernel
 def memory_execute(disk, mem, requests, count, piece_addr, piece_len):
     """Execute `count` requests on the disk whose bytes start at address `disk`."""
     for i in range(count):
-        op = requests[i]["op"]
-        at = disk + requests[i]["offset"]
-        first = requests[i]["first"]
-        if op == OP_READ:
-            for p in range(first, first + requests[i]["count"]):
-                guest_write(mem, piece_addr[p], at, piece_len[p])
-                at += piece_len[p]
-            requests[i]["used_len"] = requests[i]["length"]
-        elif op == OP_WRITE:
-            for p in range(first, first + requests[i]["count"]):
-                guest_read(mem, at, piece_addr[p], piece_len[p])
-                at += piece_len[p]
-        elif op == OP_DISCARD or op == OP_WRITE_ZEROES:
-            memory_zero(disk, requests, i)
-        requests[i]["result"] = 0
+        memory_request(disk, mem, requests, i, piece_addr, piece_len)

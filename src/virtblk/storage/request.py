@@ -26,6 +26,7 @@ KIND_MEMORY = 0
 KIND_NULL = 1
 KIND_FILE = 2  # compiled, through io_uring: file_state.py
 KIND_REQUESTS = 3  # Python objects: io_request.py
+KIND_SIM = 4  # memory that takes its time: storage.sim
 
 #: Requests that a worker takes in one go, and answers in one go: a larger batch makes its first one wait for its last.
 BATCH = 16

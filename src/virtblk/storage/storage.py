@@ -1,8 +1,8 @@
 """What a device stores its data in: one small interface, and how a disk name becomes one.
 
-A storage is described to the workers by integers (kind, address), tested once per batch: `ram:`, `null:` and `file:`
-are executed by compiled code. What is none of these, a filter on any of them included, is given `Request` objects
-through `submit`. Made and closed by control code.
+A storage is described to the workers by integers (kind, address), tested once per batch: `ram:`, `null:`, `file:` and
+`sim:` are executed by compiled code. What is none of these, a filter on any of them included, is given `Request`
+objects through `submit`. Made and closed by control code.
 """
 
 from __future__ import annotations
@@ -80,8 +80,12 @@ def open_storage(name: DiskName) -> Storage:
         from virtblk.storage.nbd import open_nbd
 
         return open_nbd(name)
+    if name.scheme == "sim":
+        from virtblk.storage.sim.disk import open_sim
+
+        return open_sim(name)
     raise UsageError(
-        f"disk {name.text!r}: {name.scheme}: is no storage of this version; ram:, null:, file: and nbd: are"
+        f"disk {name.text!r}: {name.scheme}: is no storage of this version; ram:, null:, file:, nbd: and sim: are"
     )
 
 

@@ -1,0 +1,100 @@
+"""`virtblk bench --matrix` and `--sweep`: their options, and the run of many points."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+from virtblk.bench.job import PATHS, JobOptions
+from virtblk.errors import UsageError
+from virtblk.names import parse_name
+
+EXAMPLES = """  virtblk bench --matrix                                          which path, on several disks
+  virtblk bench null:1g --sweep iodepth=1,2,4,...,128             one run per value"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    add = parser.add_argument
+    add(
+        "--matrix",
+        action="store_true",
+        help="disks x workloads x paths, and a recommendation per disk (all paths, unless --path names some)",
+    )
+    add(
+        "--disks",
+        metavar="LIST",
+        help="with --matrix: the disks (default ram:, null:, file: which is a temporary one, and those of sim:)",
+    )
+    add(
+        "--sweep",
+        metavar="OPTION=LIST",
+        help="one run per value of iodepth, bs, numjobs, iodepth_batch_submit, rate_iops or queue_size: "
+        "iodepth=1,2,4,...,128",
+    )
+
+
+def is_asked(options: argparse.Namespace) -> bool:
+    """Whether the run has many points. Raises UsageError for options that do not go together."""
+    if options.disks is not None and not options.matrix:
+        raise UsageError(f"--disks {options.disks} is for --matrix; otherwise give one disk as DISK")
+    if options.matrix and options.disk is not None:
+        raise UsageError(f"--matrix has disks of its own; give --disks {options.disk}")
+    if options.matrix and options.preset:
+        raise UsageError(f"--preset {options.preset} is one run beside posted figures; leave out --matrix")
+    if options.matrix and options.device_pid is not None:
+        raise UsageError(f"--device-pid {options.device_pid}: --matrix has a device per disk; leave one out")
+    return bool(options.matrix or options.sweep)
+
+
+def refuse_with_compare(options: argparse.Namespace) -> None:
+    """Raise UsageError for one of these options beside `--compare`."""
+    for name in ("matrix", "disks", "sweep"):
+        if getattr(options, name):
+            raise UsageError(f"--compare runs nothing; leave out --{name}")
+
+
+def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
+    """Measure all points; returns the exit status."""
+    from virtblk.bench.matrix import (
+        DISKS,
+        MATRIX_PATHS,
+        Matrix,
+        disks_of,
+        parse_disks,
+        points_of,
+        print_legend,
+        print_recommendations,
+        print_sweep,
+        run_points,
+    )
+    from virtblk.bench.report import check_json, write_json
+    from virtblk.bench.sweep import parse_sweep
+
+    sweep = parse_sweep(options.sweep) if options.sweep else None
+    if options.matrix:
+        names = parse_disks(options.disks) if options.disks else list(DISKS)
+        if options.path is None and options.use_bio is None:
+            job = replace(job, paths=tuple(path for path in MATRIX_PATHS if path in PATHS))
+    else:
+        names = [options.disk or default_disk]
+        parse_name(names[0])
+    if options.json:
+        check_json(options.json)
+    out = sys.stderr if options.json == "-" else sys.stdout
+    matrix = Matrix(job.confidence, sweep)
+    points_of([], job, sweep)  # raises for a value that cannot be, before a file is written
+    with disks_of(names, matrix.skipped) as disks:
+        points = points_of(disks, job, sweep)
+        for title, why in matrix.skipped:
+            print(f"{title}: left out: {why}", file=out)
+        run_points(points, matrix, out, sys.stderr)
+    print_legend(matrix, out)
+    print_sweep(matrix, out)
+    print_recommendations(matrix, out)
+    if options.json:
+        write_json(options.json, matrix.as_json())
+    if matrix.interrupted:
+        print("virtblk: interrupted", file=sys.stderr)
+    return matrix.status
