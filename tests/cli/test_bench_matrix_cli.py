@@ -85,6 +85,8 @@ def test_a_disk_that_is_not_there_is_said_and_the_others_measured() -> None:
         (("floppy:1", "--sweep", "iodepth=1"), "disk 'floppy:1'"),
         (("--matrix", "--compare", "a", "b"), "--compare runs nothing; leave out --matrix"),
         (("--matrix", "--json", "/nowhere/x"), "--json '/nowhere/x'"),
+        (("--matrix", "--job", "load.fio"), "--matrix: not with --job"),
+        (("--sweep", "iodepth=1,2", "--job", "load.fio"), "--sweep: not with --job"),
     ],
 )
 def test_wrong_usage_is_one_line(words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:

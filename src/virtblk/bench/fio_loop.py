@@ -35,8 +35,7 @@ from virtblk.bench.verify import BLOCK_GOOD, UNKNOWN, check_block, fill_block
 from virtblk.block.bio import REQ_OP_DISCARD, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE, bio_init
 from virtblk.driver.bio_path import virtblk_harvest
 from virtblk.driver.completion import virtblk_done, virtblk_pending, virtblk_wait
-from virtblk.driver.request_path import blk_finish_plug
-from virtblk.driver.submit_bio import submit_bio
+from virtblk.driver.submit_bio import blk_finish_plug, blk_start_plug, submit_bio
 from virtblk.jit.arith import mix64, msb
 from virtblk.jit.atomics import load_acquire_i64, store_i64, store_u32
 from virtblk.jit.kernel import cold_kernel, inline_kernel, kernel
@@ -266,6 +265,8 @@ def fio_loop(d, jobs, j):
         while n < until and free >= batch and short <= 0 and (due <= found or back >= 0):
             began = due if rate and back < 0 else clock_ns()
             count = 0
+            if batch > 1:
+                blk_start_plug(d, sub)
             while count < batch and n < until:
                 bio = jobs.free[first + free - 1]
                 block = 0

@@ -21,11 +21,11 @@ import numpy as np
 from virtblk import __version__
 from virtblk.bench.bootstrap import Estimate
 from virtblk.bench.comparison import Comparison
+from virtblk.bench.crew_runner import Progress
 from virtblk.bench.job import JobOptions
 from virtblk.bench.point import Measured, Point, measure, of_points
 from virtblk.bench.recommend import Recommendation
 from virtblk.bench.report import Column, ProgressLine, duration, format_table, remarks_of, si
-from virtblk.bench.runner import Progress
 from virtblk.bench.stat import RunResult
 from virtblk.bench.summary import NOISE, change_text
 from virtblk.bench.sweep import Sweep

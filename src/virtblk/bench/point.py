@@ -14,11 +14,12 @@ from types import FrameType
 from typing import Any
 
 from virtblk.bench.comparison import Comparison, compare
+from virtblk.bench.crew_runner import Progress, no_progress
 from virtblk.bench.job import JobOptions
 from virtblk.bench.linux_settings import linux_settings
 from virtblk.bench.recommend import Recommendation, compare_pairs, recommend
 from virtblk.bench.report import as_json
-from virtblk.bench.runner import Progress, Runner, no_progress
+from virtblk.bench.runner import Runner
 from virtblk.bench.session import Session
 from virtblk.bench.stat import RunResult
 from virtblk.errors import DeviceError, OpenError, UsageError

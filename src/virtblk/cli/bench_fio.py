@@ -25,6 +25,7 @@ FORMATS: Final = ("normal", "json", "json+")
 NOT_WITH_JOB: Final = (
     "rw", "bs", "iodepth", "numjobs", "size", "runtime", "ramp_time", "slice", "confidence", "rate_iops",
     "iodepth_batch_submit", "verify", "randseed", "queues", "preset", "compare", "json",
+    "matrix", "disks", "sweep",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from virtblk.bench.job import PATHS, JobOptions
 from virtblk.errors import UsageError
 from virtblk.names import parse_name
+from virtblk.result_file import check_json, write_json
 
 EXAMPLES = """  virtblk bench --matrix                                          which path, on several disks
   virtblk bench null:1g --sweep iodepth=1,2,4,...,128             one run per value"""
@@ -69,7 +70,6 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
         print_sweep,
         run_points,
     )
-    from virtblk.bench.report import check_json, write_json
     from virtblk.bench.sweep import parse_sweep
 
     sweep = parse_sweep(options.sweep) if options.sweep else None
