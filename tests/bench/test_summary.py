@@ -60,6 +60,15 @@ def test_the_postings_summary() -> None:
     ]
 
 
+def test_several_paths_share_their_columns() -> None:
+    text = printed(compare([arm(0, "request"), arm(1, "bio", iops=125.0), arm(2, "mq", iops=150.0)], 95.0))
+    heading, *rows = text.strip("\n").split("\n\n")[0].splitlines()
+    for word in ("mean clat, path/base - 1", "as posted, base/path - 1"):
+        assert heading.count(word) == 1
+    assert [row.split()[2] for row in rows] == ["bio", "mq"]
+    assert [row.split()[4::3] for row in rows] == [["+25.0%", "-20.0%", "+25.0%"], ["+50.0%", "-33.3%", "+50.0%"]]
+
+
 def test_arms_on_one_path_have_numbers_and_the_posting_no_word() -> None:
     text = printed(compare([arm(0, "bio"), arm(1, "bio")], 99.0), 99.0)
     assert "bio#0 -> bio#1" in text

@@ -35,17 +35,18 @@ def is_the_postings(comparison: Comparison) -> bool:
     return (comparison.base, comparison.path) == ("request", "bio")
 
 
-def rows_of(comparison: Comparison) -> tuple[list[Column], list[Column]]:
-    """Speed and cost: two rows of (heading, cell)."""
+def rows_of(comparison: Comparison, *, alone: bool) -> tuple[list[Column], list[Column]]:
+    """Speed and cost: two rows of (heading, cell). Headings name both paths where no others are compared."""
     base, path = comparison.base, comparison.path
+    low, high = (base, path) if alone else ("base", "path")
     other = f"{path}#{comparison.arm}" if base == path else path
     first = f"{base}#{comparison.base_arm}" if base == path else base
     head = [("change", f"{first} -> {other}"), ("workload", comparison.workload)]
     changes = comparison.changes
     speed = [
         ("IOPS", change_text(changes["iops"])),
-        (f"mean clat, {path}/{base} - 1", change_text(changes["latency"])),
-        (f"as posted, {base}/{path} - 1", change_text(changes[POSTED])),
+        (f"mean clat, {high}/{low} - 1", change_text(changes["latency"])),
+        (f"as posted, {low}/{high} - 1", change_text(changes[POSTED])),
     ]
     cost = [("IOPS/driver-CPU", change_text(changes["iops_per_driver_cpu"]))]
     if is_the_postings(comparison):
@@ -62,7 +63,8 @@ def print_summary(comparisons: Sequence[Comparison], confidence: float, stream: 
     """Both tables, and how to read them; nothing where nothing was compared."""
     if not comparisons:
         return
-    pairs = [rows_of(comparison) for comparison in comparisons]
+    alone = len({(comparison.base, comparison.path) for comparison in comparisons}) == 1
+    pairs = [rows_of(comparison, alone=alone) for comparison in comparisons]
     print(file=stream)
     print(format_table([speed for speed, _ in pairs]), file=stream)
     print(file=stream)
