@@ -6,11 +6,11 @@ import io
 
 import pytest
 
-from bench.harness import a_run
 from bench.test_comparison import arm
 from virtblk.bench.bootstrap import Estimate
 from virtblk.bench.comparison import Comparison, compare
-from virtblk.bench.summary import change_text, percent, print_preset, print_summary
+from virtblk.bench.posting import PRESETS
+from virtblk.bench.summary import change_text, percent, print_summary
 
 
 def printed(comparisons: list[Comparison], confidence: float = 95.0) -> str:
@@ -87,18 +87,11 @@ def test_nothing_compared_is_nothing_printed() -> None:
     assert printed([]) == ""
 
 
-def test_ours_beside_the_postings() -> None:
+def test_a_preset_says_which_disk_was_posted() -> None:
     out = io.StringIO()
-    print_preset([a_run(path="request", workload="write"), a_run(path="bio", workload="read")], out)
-    _, table, note = out.getvalue().strip("\n").partition("path")
-    first, second = note.split("\n\n")[0].splitlines()[1:]
-    assert first.split() == ["request", "write", "250k", "161k", "20.0us", "78.0ms", "500k", "23.7k"]
-    assert second.split() == ["bio", "read", "250k", "234k", "20.0us", "58.7ms", "500k", "30.1k"]
-    assert table
-    assert "256 jobs x 64 deep and a ring of 256 are inferred" in out.getvalue()
-
-
-def test_the_preset_without_a_run() -> None:
-    out = io.StringIO()
-    print_preset([], out)
-    assert out.getvalue() == ""
+    found = compare([arm(0, "request"), arm(1, "bio", iops=125.0)], 95.0)
+    print_summary(found, 95.0, out, PRESETS["posting-fusion-io"])
+    text = out.getvalue()
+    assert "posted, fusion-io" in text
+    assert "+47.8%" in text.split()
+    assert text.endswith("posted: change in IOPS per guest CPU on the Fusion-io card, 2012\n")
