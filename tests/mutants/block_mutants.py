@@ -286,6 +286,14 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "kind = load_u32(header + OUTHDR_TYPE)",
         "kind = load_u32(header + OUTHDR_TYPE) & 0xFFFF",
     ),
+    mutant(
+        "type_u31",
+        "blk.legacy-barrier",
+        "Bit 31 of the type is ignored.",
+        REQUEST,
+        "kind = load_u32(header + OUTHDR_TYPE)",
+        "kind = load_u32(header + OUTHDR_TYPE) & 0x7FFFFFFF",
+    ),
     # GET_ID.
     mutant(
         "id_padded_with_spaces",
