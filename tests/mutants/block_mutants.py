@@ -247,7 +247,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "unknown_type_ok",
-        "blk.unknown-type blk.unknown-type-data",
+        "blk.unknown-type blk.unknown-type-data blk.erase-unoffered blk.lifetime-unoffered blk.scsi-command",
         "A request of an unknown type is OK.",
         REQUEST,
         _UNKNOWN,
