@@ -16,7 +16,7 @@ import virtblk
 from virtblk import server
 from virtblk.names import parse_name
 from virtblk.server import ChildDevice, local_device, serial_of
-from virtblk.storage.storage import open_storage
+from virtblk.storage.open import open_storage
 from waiting import wait_until
 
 pytestmark = [pytest.mark.once, pytest.mark.covers]

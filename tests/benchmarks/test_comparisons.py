@@ -98,7 +98,7 @@ def test_the_headline_has_two_tables_and_a_verdict() -> None:
     [
         ("aa", ["--repetitions", "0"], "--repetitions 0"),
         ("aa", ["--repetitions", "x"], "--repetitions 'x'"),
-        ("aa", ["--paths", "mq"], "--path mq"),
+        ("aa", ["--paths", "cfq"], "--path cfq"),
         ("aa", ["--rw", "reed"], "--rw 'reed'"),
         ("aa", ["--bs", "5"], "--bs 5"),
         ("aa", ["--confidence", "100"], "--confidence 100"),

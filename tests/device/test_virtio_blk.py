@@ -41,8 +41,9 @@ from virtblk.device.virtio_blk import VirtioBlkDevice
 from virtblk.errors import UsageError
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.names import parse_name
+from virtblk.storage.open import open_storage
 from virtblk.storage.request import FLAG_FUA, FLAG_UNMAP
-from virtblk.storage.storage import Storage, open_storage
+from virtblk.storage.storage import Storage
 from virtblk.vhost_user.backend import Backend
 from virtblk.vhost_user.connection import Connection, ConnectionClosed
 from virtblk.vhost_user.frontend import Frontend, RequestRefused

@@ -386,9 +386,9 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "blk.write-in-place",
         "A write changes the first byte of the sector after it.",
         MEMORY,
-        "                guest_read(mem, at, piece_addr[p], piece_len[p])\n                at += piece_len[p]\n",
-        "                guest_read(mem, at, piece_addr[p], piece_len[p])\n                at += piece_len[p]\n"
-        "            fill(at, 0x5A, 1)\n",
+        "            guest_read(mem, at, piece_addr[p], piece_len[p])\n            at += piece_len[p]\n",
+        "            guest_read(mem, at, piece_addr[p], piece_len[p])\n            at += piece_len[p]\n"
+        "        fill(at, 0x5A, 1)\n",
     ),
     mutant(
         "unknown_type_writes",
