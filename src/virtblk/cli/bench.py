@@ -18,7 +18,7 @@ from virtblk.bench.job import (
     parse_workloads,
 )
 from virtblk.bench.posting import DEFAULT_PRESET, PRESETS
-from virtblk.cli import bench_matrix
+from virtblk.cli import bench_matrix, bench_report
 from virtblk.cli.bench_fio import add_job_arguments, check_job_options, check_no_job, run_job_file
 from virtblk.errors import DeviceError, UsageError
 from virtblk.names import format_size, parse_name, parse_size
@@ -33,6 +33,7 @@ EXAMPLES = f"""examples:
   virtblk bench --queue scheduler=deadline                        the request path, set as in sysfs
   virtblk bench --preset posting-sata                             the load of 2012, with its figures
 {bench_matrix.EXAMPLES}
+{bench_report.EXAMPLES}
   virtblk bench ram:1g --job load.fio --output-format json        fio's job file, fio's JSON
   virtblk bench --compare before.json after.json                  what changed between two runs"""
 
@@ -129,6 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_arguments(parser)
     add("--compare", nargs=2, metavar=("A", "B"), help="compare two files of --json, and run nothing")
     add("--json", metavar="PATH", help="write all figures as JSON; - for standard output")
+    bench_report.add_arguments(parser)
 
 
 def _int(text: str) -> int:
@@ -228,7 +230,10 @@ def run(options: argparse.Namespace) -> int:
 
     # numba and all that, only once the options are known to be right
     from virtblk.bench.comparison import compare
+    from virtblk.bench.matrix import Matrix
+    from virtblk.bench.point import Measured, Point
     from virtblk.bench.prediction import preset_json, print_preset
+    from virtblk.bench.recommend import compare_pairs
     from virtblk.bench.report import ProgressLine, as_json, print_report
     from virtblk.bench.runner import Runner
     from virtblk.bench.session import Session
@@ -237,10 +242,12 @@ def run(options: argparse.Namespace) -> int:
 
     if options.json:
         check_json(options.json)  # before the run, not after it
+    bench_report.check_report(options)
     out = sys.stderr if options.json == "-" else sys.stdout
     results: list[RunResult] = []
     failure: DeviceError | None = None
     interrupted = False
+    queues: dict[str, dict[str, str]] = {}
     with Session(options.disk, job) as session:
         line = ProgressLine(sys.stderr)
         runner = Runner(session, job, line)
@@ -258,6 +265,8 @@ def run(options: argparse.Namespace) -> int:
             out.flush()
             for result in runner.run():
                 results.append(result)
+            if options.report:
+                queues = runner.queues()
         except DeviceError as error:
             failure = error
         finally:
@@ -276,7 +285,15 @@ def run(options: argparse.Namespace) -> int:
         if preset:
             value["posting"] = preset_json(options.preset, preset, results, comparisons)
         write_json(options.json, value)
-    if failure is not None and not (interrupted and failure.errno == errno.ESHUTDOWN):
+    if interrupted and failure is not None and failure.errno == errno.ESHUTDOWN:
+        failure = None
+    if options.report:
+        point = Point(options.disk, options.disk, job)
+        pairs = compare_pairs(results, job.confidence, job.randseed)
+        lost = failure.strerror if failure else None
+        one = Measured(point, device, session.placement, queues, results, comparisons, pairs, lost, interrupted)
+        bench_report.write_report(options, Matrix(job.confidence, None, [one], [], interrupted))
+    if failure is not None:
         raise failure
     if interrupted:
         print("virtblk: interrupted", file=sys.stderr)
