@@ -123,7 +123,7 @@ class JobOptions:
         _whole("--queues", self.queues, 1, MAX_QUEUES)
         if self.queues > 1 and not any(path in MQ_PATHS for path in self.paths):
             paths, more = ",".join(self.paths), " or ".join(MQ_PATHS)
-            raise UsageError(f"--queues {self.queues}: --path {paths} uses one virtqueue; add {more} to --path")
+            raise UsageError(f"--queues {self.queues}: --path {paths} uses one virtqueue; give {more} too")
         if self.poll_queues and self.poll:
             raise UsageError(f"--poll-queues {self.poll_queues}: --poll polls all of them; give one of the two")
         if not 0 <= self.poll_queues < self.queues:
