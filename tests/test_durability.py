@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pytest
 
@@ -49,6 +49,13 @@ class Forgetful(Volatile):
                 request.flags &= ~FLAG_FUA
                 others.append(request)
         super().submit(others)
+
+
+class InTurn(list[int]):
+    """A Disk's callers, taken in turn: so all virtqueues are used even where no two calls overlap."""
+
+    def pop(self, index: SupportsIndex = 0, /) -> int:
+        return super().pop(index)
 
 
 class Machine:
@@ -120,6 +127,8 @@ def machine(
         device.close()
         raise
     with Disk("volatile", driver, device) as disk:
+        if queues > 1:
+            disk._free = InTurn(disk._free)
         disk.cache_type = cache_type
         yield Machine(disk, cache, seed)
 
@@ -141,10 +150,10 @@ def test_no_promised_write_is_missing_after_cuts_at_random_points(
 @pytest.mark.parametrize("keep", [0.0, 0.5])
 @pytest.mark.parametrize("cache_type", ["write back", "write through"])
 def test_a_flush_on_one_virtqueue_covers_what_ended_on_the_others(cache_type: str, keep: float) -> None:
-    """Three writers on three of four virtqueues, each of which flushes for all of them."""
+    """Three writers, each of whose calls takes the next of four virtqueues."""
     with machine("mq", cache_type, seed=5000, queues=4) as used:
-        verdicts = [used.use_and_cut(keep) for _ in range(CUTS)]
-        assert all(d.queue[0]["ended"] > 0 for d in used.views[1:])
+        verdicts = [used.use_and_cut(keep) for _ in range(CUTS // 2)]
+        assert all(d.queue[0]["ended"] > 0 for d in used.views)
     assert [verdict for verdict in verdicts if verdict.missing or verdict.torn] == []
     assert any(verdict.forgotten for verdict in verdicts) == (cache_type == "write back")
 

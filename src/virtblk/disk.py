@@ -27,7 +27,7 @@ from virtblk.block.bio import (
 from virtblk.driver.map_queues import MQ_PATHS
 from virtblk.driver.submit_bio import do_bio
 from virtblk.driver.sysfs import QueueAttributes
-from virtblk.driver.virtio_blk import PATHS, DriverOptions, Topology, VirtioBlk
+from virtblk.driver.virtio_blk import MAX_QUEUES, PATHS, DriverOptions, Topology, VirtioBlk
 from virtblk.errors import DeviceError, OpenError, UsageError, VirtblkError
 from virtblk.jit.warmup import progress
 from virtblk.names import parse_name
@@ -152,6 +152,8 @@ def open(
     if poll_us is not None and not 0 <= poll_us <= 10_000_000:
         raise UsageError(f"poll_us {poll_us}: give microseconds from 0 to 10000000, or None to poll only")
     path = _path(path, use_bio)
+    if not 1 <= queues <= MAX_QUEUES:
+        raise UsageError(f"queues {queues}: give 1 to {MAX_QUEUES}")
     if queues > 1 and path not in MQ_PATHS:
         raise UsageError(f"queues {queues}: path {path!r} has one virtqueue; give path {' or '.join(MQ_PATHS)}")
     options = DriverOptions(

@@ -127,7 +127,7 @@ class JobOptions:
         if self.poll_queues and self.poll:
             raise UsageError(f"--poll-queues {self.poll_queues}: --poll polls all of them; give one of the two")
         if not 0 <= self.poll_queues < self.queues:
-            most = f"give 0 to {self.queues - 1}, less than --queues" if self.queues > 1 else "needs --queues 2 or more"
+            most = f"give 0 to {self.queues - 1}" if self.queues > 1 else "needs --queues 2 or more, and give less"
             raise UsageError(f"--poll-queues {self.poll_queues}: {most}; --poll polls all")
 
     def _check_slice(self, slice_s: float) -> None:
@@ -143,14 +143,20 @@ class JobOptions:
             )
 
     @property
-    def queues_note(self) -> str:
-        """Which virtqueues the run uses, for the report; empty for the usual one."""
+    def completion(self) -> str:
+        """How jobs learn that an I/O has ended, for the report."""
+        if self.poll_queues:
+            return f"interrupts, but polling on the last {self.poll_queues}"
+        return "polling" if self.poll else "interrupts"
+
+    @property
+    def rings(self) -> str:
+        """The virtqueues of the run, for the report."""
         if self.queues == 1:
-            return ""
-        polled = f", the last {self.poll_queues} polled" if self.poll_queues else ""
+            return f"ring of {self.queue_size}"
         alone = sorted({path for path in self.paths if path not in MQ_PATHS})
         first = f" ({' and '.join(alone)} {'use' if len(alone) > 1 else 'uses'} the first alone)" if alone else ""
-        return f"{self.queues} virtqueues{polled}{first}"
+        return f"{self.queues} rings of {self.queue_size}{first}"
 
     @property
     def rounds(self) -> int:

@@ -190,7 +190,7 @@ class Session:
             "pid": self.device_pid,
             "driver_cpus": list(self.driver_cpus) if self.driver_cpus else None,
             "device_cpus": list(self.device_cpus) if self.device_cpus else None,
-            "completion": "polling" if self.options.poll else "interrupts",
+            "completion": self.options.completion,
             "queue": self.queue_settings(),
         }
 

@@ -310,10 +310,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _headline(disk: str, job: JobOptions, size: int, placement: str) -> str:
-    completion = "polling" if job.poll else "interrupts"
-    queues = f", {job.queues_note}" if job.queues_note else ""
     batch = f", batches of {job.batch_submit}" if job.batch_submit > 1 else ""
     verify = f", verify {job.verify}" if job.verify != "none" else ""
     rate = f" at {job.rate_iops} IOPS each" if job.rate_iops else ""
     load = f"blocks of {format_size(job.bs)}, {job.numjobs} x {job.iodepth} in flight{rate}{batch}"
-    return f"{disk} ({format_size(size)}): {load}, ring of {job.queue_size}{queues}, {completion}{verify}; {placement}"
+    return f"{disk} ({format_size(size)}): {load}, {job.rings}, {job.completion}{verify}; {placement}"
