@@ -100,7 +100,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--verify", default="none", metavar="METHOD", help="crc32c: write the range first, then check every read")
     add("--randseed", type=_int, default=1, metavar="N", help="seed of random offsets and contents (default 1)")
-    add("--queues", type=_int, default=1, metavar="N", help="virtqueues; both paths use one (default 1)")
+    add(
+        "--queues",
+        type=_int,
+        default=1,
+        metavar="N",
+        help="virtqueues, to which mq and auto map jobs in turn; request and bio use the first (default 1)",
+    )
+    add(
+        "--poll-queues",
+        type=_int,
+        default=0,
+        metavar="N",
+        help="the last N of them have no interrupts, and their jobs poll (default 0; --poll: all)",
+    )
     add("--queue-size", type=_int, default=None, metavar="N", help="ring entries, a power of two (default 128)")
     add(
         "--queue",
@@ -200,6 +213,7 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
         verify=options.verify,
         randseed=options.randseed,
         queues=options.queues,
+        poll_queues=options.poll_queues,
         queue_size=given("queue_size", default.queue_size),
         timeout=options.timeout,
         driver_cpus=parse_cpus("--cpus-allowed", options.cpus_allowed) if options.cpus_allowed else None,
@@ -319,9 +333,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _headline(disk: str, job: JobOptions, size: int, placement: str) -> str:
-    completion = "polling" if job.poll else "interrupts"
     batch = f", batches of {job.batch_submit}" if job.batch_submit > 1 else ""
     verify = f", verify {job.verify}" if job.verify != "none" else ""
     rate = f" at {job.rate_iops} IOPS each" if job.rate_iops else ""
     load = f"blocks of {format_size(job.bs)}, {job.numjobs} x {job.iodepth} in flight{rate}{batch}"
-    return f"{disk} ({format_size(size)}): {load}, ring of {job.queue_size}, {completion}{verify}; {placement}"
+    return f"{disk} ({format_size(size)}): {load}, {job.rings}, {job.completion}{verify}; {placement}"
