@@ -12,7 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .PHONY: bench test check soak coverage requirements clean
 
-bench: $(VENV)/run.stamp
+# A report is drawn with a library that nothing else needs.
+bench: $(VENV)/$(if $(findstring --report,$(ARGS)),report,run).stamp
 	@$(BIN)/virtblk bench $(ARGS)
 
 test: $(VENV)/dev.stamp
@@ -38,7 +39,7 @@ $(VENV)/%.stamp: requirements/%.txt pyproject.toml | $(VENV)/made
 
 # Pins anew, for every platform and Python at once; needs uv.
 requirements:
-	@for name in run dev; do \
+	@for name in run report dev; do \
 	    UV_CUSTOM_COMPILE_COMMAND="make requirements" $(UV) pip compile -q --upgrade --universal --python-version 3.11 \
 	        --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 	        -o requirements/$$name.txt requirements/$$name.in || exit; \

@@ -230,8 +230,7 @@ def test_the_first_reason_stays() -> None:
 def test_close_ends_the_completion_thread() -> None:
     with FakeDevice() as device:
         opened = VirtioBlk(device.client, "fake", DriverOptions(poll_us=0))
-        assert opened._completion is not None
-        thread = opened._completion
+        ((thread, _),) = opened._completion
         opened.close()
         assert not thread.is_alive()
 
