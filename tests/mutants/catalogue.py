@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from . import block_mutants, fd_mutants, memory_mutants, message_mutants, ring_mutants, ring_state_mutants
+from . import (
+    block_mutants,
+    fd_mutants,
+    memory_mutants,
+    message_mutants,
+    program_mutants,
+    ring_mutants,
+    ring_state_mutants,
+)
 from .mutant import Mutant
 
 _ALL: Final = (
@@ -14,6 +22,7 @@ _ALL: Final = (
     *ring_state_mutants.MUTANTS,
     *memory_mutants.MUTANTS,
     *fd_mutants.MUTANTS,
+    *program_mutants.MUTANTS,
 )
 MUTANTS: Final[dict[str, Mutant]] = {mutant.name: mutant for mutant in _ALL}
 if len(MUTANTS) != len(_ALL):
