@@ -6,6 +6,7 @@ from typing import Final
 
 from . import (
     block_mutants,
+    bounds_mutants,
     fd_mutants,
     memory_mutants,
     message_mutants,
@@ -17,6 +18,7 @@ from .mutant import Mutant
 
 _ALL: Final = (
     *block_mutants.MUTANTS,
+    *bounds_mutants.MUTANTS,
     *ring_mutants.MUTANTS,
     *message_mutants.MUTANTS,
     *ring_state_mutants.MUTANTS,
