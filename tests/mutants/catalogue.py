@@ -10,6 +10,7 @@ from . import (
     fd_mutants,
     memory_mutants,
     message_mutants,
+    program_mutants,
     ring_mutants,
     ring_state_mutants,
 )
@@ -23,6 +24,7 @@ _ALL: Final = (
     *ring_state_mutants.MUTANTS,
     *memory_mutants.MUTANTS,
     *fd_mutants.MUTANTS,
+    *program_mutants.MUTANTS,
 )
 MUTANTS: Final[dict[str, Mutant]] = {mutant.name: mutant for mutant in _ALL}
 if len(MUTANTS) != len(_ALL):
