@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from . import block_mutants, bounds_mutants, message_mutants, ring_mutants, ring_state_mutants
+from . import (
+    block_mutants,
+    bounds_mutants,
+    durability_mutants,
+    message_mutants,
+    ring_mutants,
+    ring_state_mutants,
+)
 from .mutant import Mutant
 
 _ALL: Final = (
     *block_mutants.MUTANTS,
     *bounds_mutants.MUTANTS,
+    *durability_mutants.MUTANTS,
     *ring_mutants.MUTANTS,
     *message_mutants.MUTANTS,
     *ring_state_mutants.MUTANTS,
