@@ -371,13 +371,13 @@ class ChildDevice:
         self.close()
 
 
-def local_device(name: str) -> LocalDevice:
+def local_device(name: str, *, queues: int = 1) -> LocalDevice:
     """A device in this process for `ram:` and `null:` names. Raises UsageError for the others."""
     storage = open_storage(parse_name(name))
     try:
         storage.start()
         with progress():
-            return LocalDevice(storage, serial=serial_of(name))
+            return LocalDevice(storage, serial=serial_of(name), queues=queues)
     except BaseException:
         storage.close()
         raise

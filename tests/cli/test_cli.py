@@ -57,6 +57,8 @@ BENCH, INFO = "bench", "info"
         (["bench", "--ramp-time", "-1"], "--ramp-time"),
         (["bench", "--timeout", "0"], "--timeout 0"),
         (["bench", "--queues", "4"], "--queues 4"),
+        (["bench", "--queues", "many", "--path", "mq"], "--queues: 'many' is no whole number"),
+        (["bench", "--queues", "4", "--path", "mq", "--poll-queues", "4"], "--poll-queues 4: give 0 to 3"),
         (["bench", "--queue-size", "100"], "--queue-size 100"),
         (["bench", "--rw", "reed"], "--rw 'reed'"),
         (["bench", "--path", "blk"], "--path 'blk' is no path; give request, bio, mq, auto"),
@@ -129,7 +131,7 @@ def test_help_names_all_options_of_the_issue(capsys: Capture) -> None:
     options = (
         "--rw --path --bs --iodepth --numjobs --size --runtime --ramp-time --iodepth-batch-submit --poll --no-poll "
         "--verify --randseed --queues --queue-size --timeout --cpus-allowed --device-cpus --device-pid --json "
-        "--use-bio --slice --confidence --rate-iops --queue --share-core --preset --compare"
+        "--use-bio --poll-queues --slice --confidence --rate-iops --queue --share-core --preset --compare"
     )
     assert [option for option in options.split() if option not in text] == []
     for disk in ("ram:", "null:", "vhost-user:"):

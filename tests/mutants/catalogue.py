@@ -8,6 +8,8 @@ from . import (
     block_mutants,
     bounds_mutants,
     durability_mutants,
+    fd_mutants,
+    memory_mutants,
     message_mutants,
     ring_mutants,
     ring_state_mutants,
@@ -21,6 +23,8 @@ _ALL: Final = (
     *ring_mutants.MUTANTS,
     *message_mutants.MUTANTS,
     *ring_state_mutants.MUTANTS,
+    *memory_mutants.MUTANTS,
+    *fd_mutants.MUTANTS,
 )
 MUTANTS: Final[dict[str, Mutant]] = {mutant.name: mutant for mutant in _ALL}
 if len(MUTANTS) != len(_ALL):

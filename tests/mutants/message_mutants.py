@@ -1,4 +1,4 @@
-"""Defects of the device's side of vhost-user: headers, answers, negotiation, the stream and the sessions on it.
+"""Defects of the device's side of vhost-user: headers, answers, negotiation, config space, stream and sessions.
 
 Those of headers and replies are confined to GET_VRING_BASE (11): where a device does not even say what it is, no check
 begins.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from .mutant import Edit, Mutant, mutant
+from .mutant import VOLATILE, Edit, Mutant, mutant
 
 BACKEND: Final = "vhost_user/backend.py"
 MESSAGE: Final = "vhost_user/message.py"
 CONNECTION: Final = "vhost_user/connection.py"
 LISTENER: Final = "vhost_user/listener.py"
+DEVICE: Final = "device/virtio_blk.py"
 
 _SEND: Final = "self._conn.send(msg.request, flags, reply, timeout=REPLY_TIMEOUT, stop_fd=stop_fd)"
 _UNSUPPORTED: Final = 'raise Refused("not supported")'
+_CONFIG_REPLY: Final = "return message.encode_config(Config(asked.offset, asked.flags, self._config_space(asked)))"
 _BASE_REPLY: Final = "return message.encode_vring_state(VringState(ring.index, ring.base))"
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
@@ -200,6 +202,71 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         MESSAGE,
         "    if size > MAX_PAYLOAD:\n",
         "    if size > MAX_PAYLOAD:\n        os._exit(1)\n",
+    ),
+    # Configuration space.
+    mutant(
+        "config_offset_ignored",
+        "vhost.config-offset",
+        "GET_CONFIG answers from offset 0 whatever was asked for.",
+        BACKEND,
+        "return space[config.offset : end]",
+        "return space[: len(config.data)]",
+    ),
+    mutant(
+        "config_reply_whole",
+        "vhost.config-size",
+        "GET_CONFIG answers with 36 bytes if fewer were asked for.",
+        BACKEND,
+        _CONFIG_REPLY,
+        "space = self._config_space(asked)\n"
+        "        space += self._device.get_config()[len(space) : 36]\n"
+        "        return message.encode_config(Config(asked.offset, asked.flags, space))",
+    ),
+    mutant(
+        "config_reply_short",
+        "vhost.config-size",
+        "GET_CONFIG answers with one byte less than was asked for, if that is not the whole space.",
+        BACKEND,
+        _CONFIG_REPLY,
+        "space = self._config_space(asked)\n"
+        "        space = space if len(space) in (36, 60) else space[:-1] or b'?'\n"
+        "        return message.encode_config(Config(asked.offset, asked.flags, space))",
+    ),
+    mutant(
+        "config_not_padded",
+        "vhost.config-beyond",
+        "Config bytes past the end of the space are what was asked with, in place of an error.",
+        BACKEND,
+        "        if end > len(space):\n",
+        "        space = space.ljust(config.offset, b'\\0') + config.data[max(0, len(space) - config.offset) :]\n"
+        "        if False:\n",
+    ),
+    mutant(
+        "config_size_unchecked",
+        "vhost.config-unsound",
+        "GET_CONFIG answers with as many bytes as its message has, whatever the size says.",
+        MESSAGE,
+        "    if not 1 <= size <= uapi.VHOST_USER_MAX_CONFIG_SIZE:\n",
+        "    size = len(payload) - uapi.CONFIG_HEADER.size\n    if False:\n",
+    ),
+    mutant(
+        "config_writable",
+        "vhost.config-read-only",
+        "SET_CONFIG writes any field.",
+        DEVICE,
+        "        if offset != BLK_CONFIG_WRITEBACK or len(data) != 1:\n",
+        "        if offset != BLK_CONFIG_WRITEBACK:\n"
+        "            self._config.view('u1')[offset : offset + len(data)] = list(data)\n            return\n"
+        "        if len(data) != 1:\n",
+    ),
+    mutant(
+        "config_flags_ignored",
+        "vhost.config-flags",
+        "The flags of SET_CONFIG are not looked at.",
+        BACKEND,
+        "        if config.flags not in (uapi.VHOST_USER_CONFIG_F_WRITABLE, uapi.VHOST_USER_CONFIG_F_MIGRATION):\n",
+        "        if False:\n",
+        disk=VOLATILE,
     ),
     # The stream.
     mutant(

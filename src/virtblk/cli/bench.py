@@ -18,7 +18,7 @@ from virtblk.bench.job import (
     parse_workloads,
 )
 from virtblk.bench.posting import DEFAULT_PRESET, PRESETS
-from virtblk.cli import bench_matrix
+from virtblk.cli import bench_matrix, bench_report
 from virtblk.cli.bench_fio import add_job_arguments, check_job_options, check_no_job, run_job_file
 from virtblk.errors import DeviceError, UsageError
 from virtblk.names import format_size, parse_name, parse_size
@@ -33,6 +33,7 @@ EXAMPLES = f"""examples:
   virtblk bench --queue scheduler=deadline                        the request path, set as in sysfs
   virtblk bench --preset posting-sata                             the load of 2012, with its figures
 {bench_matrix.EXAMPLES}
+{bench_report.EXAMPLES}
   virtblk bench ram:1g --job load.fio --output-format json        fio's job file, fio's JSON
   virtblk bench --compare before.json after.json                  what changed between two runs"""
 
@@ -99,7 +100,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--verify", default="none", metavar="METHOD", help="crc32c: write the range first, then check every read")
     add("--randseed", type=_int, default=1, metavar="N", help="seed of random offsets and contents (default 1)")
-    add("--queues", type=_int, default=1, metavar="N", help="virtqueues; both paths use one (default 1)")
+    add(
+        "--queues",
+        type=_int,
+        default=1,
+        metavar="N",
+        help="virtqueues, to which mq and auto map jobs in turn; request and bio use the first (default 1)",
+    )
+    add(
+        "--poll-queues",
+        type=_int,
+        default=0,
+        metavar="N",
+        help="the last N of them have no interrupts, and their jobs poll (default 0; --poll: all)",
+    )
     add("--queue-size", type=_int, default=None, metavar="N", help="ring entries, a power of two (default 128)")
     add(
         "--queue",
@@ -129,6 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_arguments(parser)
     add("--compare", nargs=2, metavar=("A", "B"), help="compare two files of --json, and run nothing")
     add("--json", metavar="PATH", help="write all figures as JSON; - for standard output")
+    bench_report.add_arguments(parser)
 
 
 def _int(text: str) -> int:
@@ -198,6 +213,7 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
         verify=options.verify,
         randseed=options.randseed,
         queues=options.queues,
+        poll_queues=options.poll_queues,
         queue_size=given("queue_size", default.queue_size),
         timeout=options.timeout,
         driver_cpus=parse_cpus("--cpus-allowed", options.cpus_allowed) if options.cpus_allowed else None,
@@ -228,7 +244,10 @@ def run(options: argparse.Namespace) -> int:
 
     # numba and all that, only once the options are known to be right
     from virtblk.bench.comparison import compare
+    from virtblk.bench.matrix import Matrix
+    from virtblk.bench.point import Measured, Point
     from virtblk.bench.prediction import preset_json, print_preset
+    from virtblk.bench.recommend import compare_pairs
     from virtblk.bench.report import ProgressLine, as_json, print_report
     from virtblk.bench.runner import Runner
     from virtblk.bench.session import Session
@@ -237,10 +256,12 @@ def run(options: argparse.Namespace) -> int:
 
     if options.json:
         check_json(options.json)  # before the run, not after it
+    bench_report.check_report(options)
     out = sys.stderr if options.json == "-" else sys.stdout
     results: list[RunResult] = []
     failure: DeviceError | None = None
     interrupted = False
+    queues: dict[str, dict[str, str]] = {}
     with Session(options.disk, job) as session:
         line = ProgressLine(sys.stderr)
         runner = Runner(session, job, line)
@@ -258,6 +279,8 @@ def run(options: argparse.Namespace) -> int:
             out.flush()
             for result in runner.run():
                 results.append(result)
+            if options.report:
+                queues = runner.queues()
         except DeviceError as error:
             failure = error
         finally:
@@ -276,7 +299,15 @@ def run(options: argparse.Namespace) -> int:
         if preset:
             value["posting"] = preset_json(options.preset, preset, results, comparisons)
         write_json(options.json, value)
-    if failure is not None and not (interrupted and failure.errno == errno.ESHUTDOWN):
+    if interrupted and failure is not None and failure.errno == errno.ESHUTDOWN:
+        failure = None
+    if options.report:
+        point = Point(options.disk, options.disk, job)
+        pairs = compare_pairs(results, job.confidence, job.randseed)
+        lost = failure.strerror if failure else None
+        one = Measured(point, device, session.placement, queues, results, comparisons, pairs, lost, interrupted)
+        bench_report.write_report(options, Matrix(job.confidence, None, [one], [], interrupted))
+    if failure is not None:
         raise failure
     if interrupted:
         print("virtblk: interrupted", file=sys.stderr)
@@ -302,9 +333,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _headline(disk: str, job: JobOptions, size: int, placement: str) -> str:
-    completion = "polling" if job.poll else "interrupts"
     batch = f", batches of {job.batch_submit}" if job.batch_submit > 1 else ""
     verify = f", verify {job.verify}" if job.verify != "none" else ""
     rate = f" at {job.rate_iops} IOPS each" if job.rate_iops else ""
     load = f"blocks of {format_size(job.bs)}, {job.numjobs} x {job.iodepth} in flight{rate}{batch}"
-    return f"{disk} ({format_size(size)}): {load}, ring of {job.queue_size}, {completion}{verify}; {placement}"
+    return f"{disk} ({format_size(size)}): {load}, {job.rings}, {job.completion}{verify}; {placement}"
