@@ -7,6 +7,7 @@ from typing import Final
 from . import (
     block_mutants,
     bounds_mutants,
+    durability_mutants,
     fd_mutants,
     memory_mutants,
     message_mutants,
@@ -19,6 +20,7 @@ from .mutant import Mutant
 _ALL: Final = (
     *block_mutants.MUTANTS,
     *bounds_mutants.MUTANTS,
+    *durability_mutants.MUTANTS,
     *ring_mutants.MUTANTS,
     *message_mutants.MUTANTS,
     *ring_state_mutants.MUTANTS,

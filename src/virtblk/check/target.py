@@ -68,6 +68,7 @@ class Target:
     def __init__(self, path: str | None, command: str | None, timeout: float) -> None:
         self.timeout = timeout
         self.process: subprocess.Popen[bytes] | None = None
+        self.keeps_data: bool | None = None  # whether the disk outlives the process; None: nobody looked yet
         self._command: list[str] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._log: IO[bytes] | None = None
