@@ -101,7 +101,7 @@ def table(
     left: bool = False,
 ) -> str:
     """A table, its first `heads` columns the heads of their rows. `left`: of words, not of numbers."""
-    parts = [f'<div class="scroll"><table{" class=left" if left else ""}>']
+    parts = [f'<div class="scroll" tabindex="0"><table{" class=left" if left else ""}>']
     if caption:
         parts.append(f"<caption>{text(caption)}</caption>")
     if headings:
