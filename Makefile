@@ -1,7 +1,7 @@
 # make bench   measure the disk that comes with virtblk: ARGS="vhost-user:SOCK --rw randread" for another
-# make test    what CI runs: lint, types, and the suite compiled, interpreted and checking
+# make test    what CI runs: lint, types, the suite compiled, interpreted and checking, and two minutes of attack
 # make check   lint and types only
-# make soak    the suite with its slow tests and many more examples
+# make soak    the suite with its slow tests and many more examples, and an hour of attack
 # make clean   remove all that these made, .venv too
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ bench: $(VENV)/$(if $(findstring --report,$(ARGS)),report,run).stamp
 
 test: $(VENV)/dev.stamp
 	@scripts/peers
-	@scripts/test check compiled interpreted checking
+	@scripts/test check compiled interpreted checking attack
 
 check soak coverage: $(VENV)/dev.stamp
 	@scripts/test $@

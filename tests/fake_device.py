@@ -8,6 +8,7 @@ one, so that a driver under test meets nothing of its own making. Without a scri
 A script is called with each request (GET_ID included) on the device's thread, and returns what to do: None serves it
 honestly, HOLD leaves it for `complete` (from any thread, in any order, or never), an int is a status byte, an Answer
 says everything, lies included. `faults` and `close_at` spoil the handshake; `hang_up` closes the socket at any time.
+With `queue_num` above 1 (and a config that says so) it has as many rings; a request knows its own.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Request:
     data: bytes
     room: int
     buffers: list[Buffer] = field(repr=False)
+    queue: int = 0
     answered: bool = False
 
     @property
@@ -74,6 +76,19 @@ class Answer:
 
 
 Script = Callable[[Request], object]
+
+
+@dataclass
+class Vring:
+    """One virtqueue: what the driver said of it, and the device's half once it was started."""
+
+    num: int = 0
+    base: int = 0
+    ring: Ring | None = None
+    half: NaiveDevice | None = None
+    kick_fd: int = -1
+    call_fd: int = -1
+    err_fd: int = -1
 
 
 class FakeDevice:
@@ -105,13 +120,10 @@ class FakeDevice:
         self.requests: list[Request] = []
         self.calls = self.kicks = 0
         self.accepted = self.accepted_protocol = 0
-        self.ring: Ring | None = None
-        self.half: NaiveDevice | None = None
+        self.vrings = [Vring() for _ in range(max(1, queue_num))]
         self.error: BaseException | None = None
         self._changed = threading.Condition(threading.RLock())
         self._mappings: list[tuple[int, int, shm.Mapping]] = []  # user address, size
-        self._num = self._base = 0
-        self._kick_fd = self._call_fd = self._err_fd = -1
         ours, theirs = socket.socketpair()
         self.conn, self.client = Connection(ours), Connection(theirs)
         self._stop_fd = os.eventfd(0)
@@ -119,6 +131,11 @@ class FakeDevice:
         self._thread.start()
 
     # For tests.
+
+    @property
+    def ring(self) -> Ring | None:
+        """The first ring."""
+        return self.vrings[0].ring
 
     @property
     def io(self) -> list[Request]:
@@ -142,24 +159,26 @@ class FakeDevice:
             assert not request.answered
             request.answered = True
             self._answer(request, answer)
-            self.publish()
+            self.publish(queue=request.queue)
 
-    def put_used(self, head: int, length: int) -> None:
+    def put_used(self, head: int, length: int, queue: int = 0) -> None:
         """Any used element at all; `publish` shows it."""
         with self._changed:
-            assert self.half is not None
-            self.half.use(head, length)
+            half = self.vrings[queue].half
+            assert half is not None
+            half.use(head, length)
 
-    def publish(self, ahead: int = 0) -> None:
+    def publish(self, ahead: int = 0, queue: int = 0) -> None:
         """Show what was used, and `ahead` more that was not; interrupt the driver if it asked for it."""
         with self._changed:
-            assert self.half is not None
-            assert self.ring is not None
-            self.ring.set_used_idx(self.half.used_idx + ahead)
+            vring = self.vrings[queue]
+            assert vring.half is not None
+            assert vring.ring is not None
+            vring.ring.set_used_idx(vring.half.used_idx + ahead)
             fence_seq_cst()
-            if (self.half.notify() or self.always_call) and self._call_fd >= 0:
+            if (vring.half.notify() or self.always_call) and vring.call_fd >= 0:
                 self.calls += 1
-                os.eventfd_write(self._call_fd, 1)
+                os.eventfd_write(vring.call_fd, 1)
 
     def hang_up(self) -> None:
         """Close the connection, now. Memory stays mapped until `close`, as in a process that is slow to die."""
@@ -170,14 +189,17 @@ class FakeDevice:
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
         with self._changed:
-            self.ring = self.half = None
+            for vring in self.vrings:
+                vring.ring = vring.half = None
             for _, _, mapping in self._mappings:
                 mapping.close()
             self._mappings.clear()
         self.client.close()
-        for fd in (self._stop_fd, self._kick_fd, self._call_fd, self._err_fd):
-            if fd >= 0:
-                os.close(fd)
+        os.close(self._stop_fd)
+        for vring in self.vrings:
+            for fd in (vring.kick_fd, vring.call_fd, vring.err_fd):
+                if fd >= 0:
+                    os.close(fd)
         if self.error is not None:
             raise self.error
 
@@ -202,17 +224,18 @@ class FakeDevice:
     def _serve(self) -> None:
         while True:
             poller = select.poll()
-            for fd in (self.conn.fileno(), self._stop_fd, self._kick_fd):
+            for fd in (self.conn.fileno(), self._stop_fd, *(vring.kick_fd for vring in self.vrings)):
                 if fd >= 0:
                     poller.register(fd, select.POLLIN)
             ready = {fd for fd, _ in poller.poll()}
             if self._stop_fd in ready:
                 return
-            if self._kick_fd in ready:
-                with suppress(BlockingIOError):
-                    os.eventfd_read(self._kick_fd)
-                self.kicks += 1
-                self._process()
+            for queue, vring in enumerate(self.vrings):
+                if vring.kick_fd in ready:
+                    with suppress(BlockingIOError):
+                        os.eventfd_read(vring.kick_fd)
+                    self.kicks += 1
+                    self._process(queue)
             if self.conn.fileno() in ready:
                 with self.conn.recv(PATIENCE) as msg:
                     if not self._message(msg):
@@ -237,7 +260,7 @@ class FakeDevice:
             R.VHOST_USER_GET_FEATURES: struct.pack("<Q", self.features),
             R.VHOST_USER_GET_PROTOCOL_FEATURES: struct.pack("<Q", self.protocol_features),
             R.VHOST_USER_GET_QUEUE_NUM: struct.pack("<Q", self.queue_num),
-            R.VHOST_USER_GET_VRING_BASE: struct.pack("<II", 0, self._base),
+            R.VHOST_USER_GET_VRING_BASE: self._base_of(msg) if request is R.VHOST_USER_GET_VRING_BASE else b"",
             R.VHOST_USER_GET_CONFIG: b"" if refused else msg.payload[:12] + self.config[: len(msg.payload) - 12],
         }
         if request in replies:
@@ -245,8 +268,13 @@ class FakeDevice:
         elif msg.needs_reply and self.accepted_protocol & P_REPLY_ACK:
             self.conn.send(request, 5, struct.pack("<Q", int(refused)))
         if request in (R.VHOST_USER_SET_VRING_KICK, R.VHOST_USER_SET_VRING_ENABLE):
-            self._process()
+            for queue in range(len(self.vrings)):
+                self._process(queue)
         return True
+
+    def _base_of(self, msg: Message) -> bytes:
+        index = decode_vring_state(msg.payload).index
+        return struct.pack("<II", index, self.vrings[index].base)
 
     def _obey(self, request: R, msg: Message) -> None:
         match request:
@@ -259,70 +287,80 @@ class FakeDevice:
             case R.VHOST_USER_SET_MEM_TABLE:
                 self._map(decode_memory(msg.payload), msg.fds)
             case R.VHOST_USER_SET_VRING_NUM:
-                self._num = decode_vring_state(msg.payload).num
+                state = decode_vring_state(msg.payload)
+                self.vrings[state.index].num = state.num
             case R.VHOST_USER_SET_VRING_BASE:
-                self._base = decode_vring_state(msg.payload).num
+                state = decode_vring_state(msg.payload)
+                self.vrings[state.index].base = state.num
             case R.VHOST_USER_SET_VRING_ADDR:
                 addr = decode_vring_addr(msg.payload)
                 user, _, mapping = self._mappings[0]
                 memory = Memory(mapping.array(mapping.address, mapping.length), user)
+                vring = self.vrings[addr.index]
                 with self._changed:
-                    self.ring = Ring(memory, self._num, addr.desc, addr.avail, addr.used)
+                    vring.ring = Ring(memory, vring.num, addr.desc, addr.avail, addr.used)
             case R.VHOST_USER_SET_VRING_CALL if msg.fds:
-                self._call_fd = msg.take_fd(0)
+                self._vring_of(msg).call_fd = msg.take_fd(0)
             case R.VHOST_USER_SET_VRING_ERR if msg.fds:
-                self._err_fd = msg.take_fd(0)
+                self._vring_of(msg).err_fd = msg.take_fd(0)
             case R.VHOST_USER_SET_VRING_KICK:
-                self._kick_fd = msg.take_fd(0)
-                self._start()
+                vring = self._vring_of(msg)
+                vring.kick_fd = msg.take_fd(0)
+                self._start(vring)
             case R.VHOST_USER_GET_VRING_BASE:
+                vring = self.vrings[decode_vring_state(msg.payload).index]
                 with self._changed:
-                    self._base = self.half.last_avail % 65536 if self.half else self._base
-                    self.half = None
+                    vring.base = vring.half.last_avail % 65536 if vring.half else vring.base
+                    vring.half = None
+
+    def _vring_of(self, msg: Message) -> Vring:
+        return self.vrings[struct.unpack("<Q", msg.payload)[0] & 0xFF]
 
     def _map(self, regions: Sequence[object], fds: Sequence[int]) -> None:
         for region, fd in zip(regions, fds, strict=True):
             _, size, user, offset = region  # type: ignore[misc]
             self._mappings.append((user, size, shm.Mapping(size, fd, offset)))
 
-    def _start(self) -> None:
-        assert self.ring is not None
+    def _start(self, vring: Vring) -> None:
+        assert vring.ring is not None
         regions = [(user, user + size) for user, size, _ in self._mappings]
         event_idx, indirect = bool(self.accepted & EVENT_IDX), bool(self.accepted & INDIRECT)
         with self._changed:
-            self.half = NaiveDevice(self.ring, regions, event_idx=event_idx, indirect=indirect, base=self._base)
+            vring.half = NaiveDevice(vring.ring, regions, event_idx=event_idx, indirect=indirect, base=vring.base)
 
     # The ring.
 
-    def _process(self) -> None:
+    def _process(self, queue: int) -> None:
         """Take all that is available, until the driver knows that it has to kick for more."""
-        while self.half is not None:
+        vring = self.vrings[queue]
+        while vring.half is not None:
             with self._changed:
-                if self.half is None:
+                if vring.half is None:
                     return
-                chain = self.half.take()
+                chain = vring.half.take()
                 if chain is None:
-                    self.half.enable()
+                    vring.half.enable()
                     fence_seq_cst()
-                    chain = self.half.take()
+                    chain = vring.half.take()
                 if chain is None:
                     return
-                request = self._parse(*chain)
+                request = self._parse(queue, *chain)
                 self.requests.append(request)
                 self._changed.notify_all()
             answer = self.script(request) if self.script else None
-            if answer is not HOLD and self.half is not None:
+            if answer is not HOLD and vring.half is not None:
                 self.complete(request, answer)
 
-    def _parse(self, head: int, buffers: list[Buffer]) -> Request:
+    def _parse(self, queue: int, head: int, buffers: list[Buffer]) -> Request:
         """The naive way to read a request: 16 readable bytes are the header, the last writable one the status."""
-        assert self.ring is not None
-        load = self.ring.memory.load
+        ring = self.vrings[queue].ring
+        assert ring is not None
+        load = ring.memory.load
         readable = b"".join(load(b.address, b.length).to_bytes(b.length, "little") for b in buffers if not b.writable)
         room = sum(b.length for b in buffers if b.writable) - 1
         assert room >= 0, f"no status byte: {buffers}"
         kind, _, sector = struct.unpack_from("<IIQ", readable)
-        return Request(head, kind, sector, readable[16:], room, buffers)
+        return Request(head, kind, sector, readable[16:], room, buffers, queue)
 
     def _answer(self, request: Request, answer: object) -> None:
         if answer is None:
@@ -330,11 +368,12 @@ class FakeDevice:
         if isinstance(answer, int):
             answer = Answer(answer)
         assert isinstance(answer, Answer)
-        assert self.ring is not None
+        ring = self.vrings[request.queue].ring
+        assert ring is not None
         rest, status = answer.data, b"" if answer.status is None else bytes([answer.status])
         writable = [[b.address, b.length] for b in request.buffers if b.writable]
         writable[-1][1] -= 1
-        store = self.ring.memory.store
+        store = ring.memory.store
         if status:
             store(sum(writable[-1]), 1, status[0])
         for address, length in writable:
@@ -345,6 +384,7 @@ class FakeDevice:
         self.put_used(
             request.head if answer.used_id is None else answer.used_id,
             used_len if answer.used_len is None else answer.used_len,
+            request.queue,
         )
 
     def _honest(self, request: Request) -> Answer:

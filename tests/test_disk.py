@@ -8,6 +8,7 @@ import math
 import random
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from driver.harness import on
 from fake_device import FakeDevice, Request
 from naive.virtio_blk import F_FLUSH, F_RO, F_WCE, FEATURES, FLUSH, GET_ID, IOERR, OUT, UNSUPP, blk_config
 from virtblk.disk import Disk
+from virtblk.errors import UsageError
 from waiting import Background
 
 MIB = 1 << 20
@@ -35,6 +37,38 @@ def random_bytes(size: int, seed: int = 0) -> bytes:
 
 
 # Reading and writing.
+
+
+@pytest.mark.parametrize("path", ["mq", "auto"])
+def test_calls_are_spread_over_several_virtqueues(path: str) -> None:
+    with virtblk.open("ram:4m", queues=3, path=path) as disk, ThreadPoolExecutor(8) as pool:
+
+        def work(number: int) -> int:
+            wrong = 0
+            for turn in range(5):
+                data, at = random_bytes(4096, 10 * number + turn), MIB // 8 * number + 4096 * turn
+                disk.pwrite(data, at, fua=turn == 3)
+                disk.flush()
+                wrong += disk.pread(4096, at) != data
+            return wrong
+
+        assert disk.queues == 3
+        assert sum(pool.map(work, range(8))) == 0
+        assert disk._device.error == 0
+
+
+@pytest.mark.parametrize("given", [{"path": "bio"}, {"path": "request"}, {"use_bio": True}])
+def test_paths_of_one_virtqueue_do_not_take_more(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"queues 2: path '(bio|request)' has one virtqueue; give path mq or auto"):
+        virtblk.open("ram:1m", queues=2, **given)
+    with virtblk.open("ram:1m", **given) as disk:
+        assert disk.queues == 1
+
+
+@pytest.mark.parametrize("queues", [0, -1, 257])
+def test_as_many_virtqueues_as_there_can_be(queues: int) -> None:
+    with pytest.raises(UsageError, match=rf"queues {queues}: give 1 to 256"):
+        virtblk.open("ram:1m", queues=queues)
 
 
 @pytest.mark.parametrize("size", [0, 512, 4096, MIB - 512, MIB, MIB + 512, 3 * MIB, 4 * MIB])

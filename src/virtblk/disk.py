@@ -24,9 +24,10 @@ from virtblk.block.bio import (
     REQ_OP_WRITE,
     REQ_OP_WRITE_ZEROES,
 )
+from virtblk.driver.map_queues import MQ_PATHS
 from virtblk.driver.submit_bio import do_bio
 from virtblk.driver.sysfs import QueueAttributes
-from virtblk.driver.virtio_blk import PATHS, DriverOptions, Topology, VirtioBlk
+from virtblk.driver.virtio_blk import MAX_QUEUES, PATHS, DriverOptions, Topology, VirtioBlk
 from virtblk.errors import DeviceError, OpenError, UsageError, VirtblkError
 from virtblk.jit.warmup import progress
 from virtblk.names import parse_name
@@ -94,7 +95,7 @@ def connect(name: str, options: DriverOptions) -> tuple[VirtioBlk, LocalDevice |
         raise UsageError(f"timeout {options.timeout:g}: give seconds, more than 0 and at most 86400")
     if parsed.scheme != "vhost-user":
         with _opening(name):
-            local = local_device(name)
+            local = local_device(name, queues=options.queues)
         try:
             with progress(), _opening(name):
                 return VirtioBlk(local.client, name, options), local
@@ -132,6 +133,7 @@ def open(
     timeout: float = DEFAULT_TIMEOUT,
     poll_us: int | None = DEFAULT_POLL_US,
     queue_size: int | None = None,
+    queues: int = 1,
     path: str | None = None,
     use_bio: bool | None = None,
 ) -> Disk:
@@ -139,6 +141,7 @@ def open(
 
     `timeout` in seconds bounds every wait for the device; `poll_us` is how long a call spins before it blocks (0:
     interrupts only, None: polling only); `queue_size` is the ring's (a power of two from 4 to 32768, default 128);
+    `queues` is how many virtqueues to use, over which the calls that are under way are spread (docs/queues.md);
     `path` is the way that bios take: `bio` straight to the ring; `request` through plug, elevator and request; `mq`
     through a plug to tags, with an elevator only if that is asked for; `auto`, the default, is `mq` that merges and
     sorts where it finds that to be faster. `Disk.queue` tunes all but `bio`. `use_bio` is the posting's parameter: True
@@ -148,14 +151,20 @@ def open(
     """
     if poll_us is not None and not 0 <= poll_us <= 10_000_000:
         raise UsageError(f"poll_us {poll_us}: give microseconds from 0 to 10000000, or None to poll only")
+    path = _path(path, use_bio)
+    if not 1 <= queues <= MAX_QUEUES:
+        raise UsageError(f"queues {queues}: give 1 to {MAX_QUEUES}")
+    if queues > 1 and path not in MQ_PATHS:
+        raise UsageError(f"queues {queues}: path {path!r} has one virtqueue; give path {' or '.join(MQ_PATHS)}")
     options = DriverOptions(
+        queues=queues,
         queue_size=queue_size,
         timeout=timeout,
         poll_us=poll_us,
         read_only=read_only,
         submitters=CALLERS,
         data_bytes=CALLERS * CHUNK,
-        path=_path(path, use_bio),
+        path=path,
     )
     return Disk(name, *connect(name, options))
 
@@ -238,6 +247,11 @@ class Disk:
     def path(self) -> str:
         """The way that bios take: auto, mq, bio or request."""
         return self._device.path
+
+    @property
+    def queues(self) -> int:
+        """How many virtqueues are in use."""
+        return len(self._device.queues)
 
     @property
     def use_bio(self) -> bool:
@@ -366,8 +380,7 @@ class Disk:
                 self._changed.notify_all()
 
     def _buffer_address(self, caller: int) -> int:
-        assert self._device.queue is not None
-        return self._device.queue.data + caller * CHUNK
+        return self._device.data + caller * CHUNK
 
     def _buffer(self, caller: int):  # type: ignore[no-untyped-def]  # a NumPy view of the caller's bounce buffer
         return self._device.arena.array(self._buffer_address(caller), CHUNK)
@@ -377,9 +390,8 @@ class Disk:
 
         `place` says what the I/O is about, where that is not `size` bytes at `offset`.
         """
-        assert self._device.queue is not None
-        handle, address = self._device.queue.handle, self._buffer_address(caller)
-        code = do_bio(handle, caller, op, flags, offset >> SECTOR_SHIFT, address, size)
+        queue, number = self._device.map_submitter(caller)
+        code = do_bio(queue.handle, number, op, flags, offset >> SECTOR_SHIFT, self._buffer_address(caller), size)
         if code < 0:
             self._over = True
             raise self._device.broken_error()

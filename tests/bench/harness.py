@@ -54,7 +54,7 @@ def options(**given: Any) -> JobOptions:
 
 def disk(script: Any = None, blocks: int = BLOCKS, **given: Any) -> FakeDevice:
     """A small disk that answers by `script`, as fake_device describes it."""
-    return FakeDevice(script, config=blk_config(capacity=blocks), **given)
+    return FakeDevice(script, **({"config": blk_config(capacity=blocks)} | given))
 
 
 def blocks_of(device: FakeDevice, kind: int) -> list[int]:

@@ -107,6 +107,44 @@ def test_the_first_and_last_good_values(field: str, value: Any) -> None:
     assert getattr(JobOptions(**{field: value}), field) == value
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"queues": 257}, "--queues 257: give 1 to 256"),
+        ({"queues": 4}, "--queues 4: --path request,bio uses one virtqueue; give mq or auto too"),
+        ({"queues": 2, "paths": ("bio",)}, "--queues 2: --path bio uses one virtqueue; give mq or auto too"),
+        ({"poll_queues": 1}, "--poll-queues 1: needs --queues 2 or more, and give less; --poll polls all"),
+        ({"queues": 2, "paths": ("mq",), "poll_queues": 2}, "--poll-queues 2: give 0 to 1; --poll polls all"),
+        ({"queues": 2, "paths": ("mq",), "poll_queues": -1}, "--poll-queues -1: give 0 to 1; --poll polls all"),
+        (
+            {"queues": 2, "paths": ("mq",), "poll_queues": 1, "poll": True},
+            "--poll-queues 1: --poll polls all of them; give one of the two",
+        ),
+    ],
+)
+def test_virtqueues_that_cannot_be(given: dict[str, Any], text: str) -> None:
+    assert refusal(JobOptions, **given) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "rings", "completion"),
+    [
+        ({}, "ring of 128", "interrupts"),
+        ({"poll": True, "queue_size": 8}, "ring of 8", "polling"),
+        ({"queues": 4, "paths": ("mq", "auto")}, "4 rings of 128", "interrupts"),
+        ({"queues": 4, "paths": ("mq", "bio")}, "4 rings of 128 (bio uses the first alone)", "interrupts"),
+        (
+            {"queues": 4, "paths": ("request", "bio", "mq"), "poll_queues": 3},
+            "4 rings of 128 (bio and request use the first alone)",
+            "interrupts, but polling on the last 3",
+        ),
+    ],
+)
+def test_virtqueues_are_told(given: dict[str, Any], rings: str, completion: str) -> None:
+    job = JobOptions(**given)
+    assert (job.rings, job.completion) == (rings, completion)
+
+
 def test_defaults_are_those_of_the_issue() -> None:
     options = JobOptions()
     assert options.workloads == ("read", "write", "randread", "randwrite")

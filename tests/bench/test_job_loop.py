@@ -12,8 +12,9 @@ import pytest
 
 from bench.harness import BLOCKS, BS, bench, blocks_of, disk
 from fake_device import HOLD, FakeDevice, Request
-from naive.virtio_blk import IN, OUT
+from naive.virtio_blk import IN, OUT, blk_config
 from virtblk.bench.job_loop import job_loop
+from virtblk.errors import UsageError
 
 # Which blocks.
 
@@ -256,3 +257,47 @@ def test_the_compiled_loop_counts_no_reference() -> None:
     (text,) = fresh.inspect_llvm().values()
     assert "blk_queue_bio_at" in text, "what it calls by handle shows that this is the loop"
     assert "NRT_incref" not in text
+
+
+# Several virtqueues.
+
+
+@pytest.mark.parametrize("poll", [False, True])
+@pytest.mark.parametrize(
+    ("paths", "jobs_on"),
+    [(("mq",), [2, 2, 1, 1]), (("auto",), [2, 2, 1, 1]), (("bio", "mq"), [6 + 2, 2, 1, 1])],
+)
+def test_jobs_are_dealt_out_to_the_virtqueues(paths: tuple[str, ...], jobs_on: list[int], poll: bool) -> None:
+    """Each goes over the whole range once; counters are those of all virtqueues."""
+    device = disk(config=blk_config(capacity=BLOCKS, num_queues=4), queue_num=4)
+    with bench(device, numjobs=6, queues=4, paths=paths, poll=poll) as run:
+        opened = run.session.device
+        assert opened is not None
+        before = opened.kicks
+        results = run.run()
+        assert [(result.ios, result.errors) for result in results] == [(6 * BLOCKS, 0)] * len(paths)
+        seen = Counter(request.queue for request in device.io)
+        assert [seen[index] for index in range(4)] == [BLOCKS * count for count in jobs_on]
+        assert sum(result.kicks for result in results) == opened.kicks - before > 0
+        assert run.session.describe()["queues"] == 4
+
+
+def test_paths_take_turns_on_several_virtqueues_and_every_block_verifies() -> None:
+    device = disk(config=blk_config(capacity=BLOCKS, num_queues=3), queue_num=3)
+    paths = ("request", "mq", "bio", "auto")
+    asked = {"numjobs": 4, "queues": 3, "poll_queues": 1, "workloads": ("randwrite", "randread")}
+    with bench(device, paths=paths, verify="crc32c", batch_submit=3, **asked) as run:
+        results = run.run()
+    assert [(result.workload, result.path) for result in results] == [
+        (workload, path) for workload in ("randwrite", "randread") for path in paths
+    ]
+    for result in results:
+        assert (result.ios, result.errors, result.notes) == (4 * BLOCKS, 0, [])
+
+
+def test_more_virtqueues_than_the_disk_has_is_a_line() -> None:
+    with (
+        pytest.raises(UsageError, match="queues 4: vhost-user:fake has 1 virtqueue; give 1"),
+        bench(disk(), queues=4, paths=("mq",)),
+    ):
+        raise AssertionError("it came up")

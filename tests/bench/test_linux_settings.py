@@ -43,6 +43,13 @@ def test_paths_that_linux_no_longer_has_say_so() -> None:
     assert not linux_settings("mq", DEADLINE, 128, 1)[-1].startswith("# ")
 
 
+def test_poll_queues() -> None:
+    lines = linux_settings("mq", {}, ring=128, queues=4, poll_queues=2)
+    assert lines[1:3] == ["virtio_blk.num_request_queues=4", "virtio_blk.poll_queues=2"]
+    assert [line for line in lines if not line.startswith("#")] == lines[:3]
+    assert not any("poll" in line for line in linux_settings("mq", {}, ring=128, queues=4))
+
+
 def test_the_scheduler_that_is_set() -> None:
     assert selected("noop [deadline]") == "deadline"
     assert selected("[none] mq-deadline kyber") == "none"

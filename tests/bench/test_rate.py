@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from bench.harness import BLOCKS, bench, blocks_of, disk
 from fake_device import HOLD, Request
-from naive.virtio_blk import IN
-from virtblk.bench.job_loop import JOB_DTYPE, Jobs, due_ns
+from naive.virtio_blk import IN, blk_config
+from virtblk.bench.histogram import BUCKETS
+from virtblk.bench.job_loop import JOB_DTYPE, Jobs, account, due_ns
+from virtblk.driver.queue import example_queue
 from virtblk.errors import DeviceError, UsageError
 from virtblk.jit.table import Table
 
@@ -26,6 +28,30 @@ def test_when_an_io_is_due(rate: int, issued: int, start: int) -> None:
     jobs = Jobs(Table(1, JOB_DTYPE), Table(1), Table(1), Table(1), Table(1))
     jobs.jobs[0]["rate"] = rate
     assert due_ns(jobs, 0, start, issued) == start + issued * 1_000_000_000 // rate
+
+
+def test_a_job_has_intended_times_of_its_own_whatever_its_number_on_its_virtqueue() -> None:
+    """The second job is the first submitter of another virtqueue: both have a bio 0."""
+    jobs = Jobs(Table(2, JOB_DTYPE), Table(2 * BUCKETS), Table(4), Table(1), Table(4))
+    jobs.jobs["rate"], jobs.jobs["depth"], jobs.jobs["submitter"] = 5, 2, 0
+    jobs.intended[:] = 1000, 2000, 3000, 4000
+    for j in range(2):
+        account(example_queue(), jobs, j, 0, 5000)
+    assert jobs.jobs["clat_sum"].tolist() == [4000, 2000]
+
+
+@pytest.mark.parametrize("poll_queues", [0, 1])
+def test_a_rate_on_two_virtqueues(poll_queues: int) -> None:
+    device = disk(config=blk_config(capacity=BLOCKS, num_queues=2), queue_num=2)
+    asked = {"numjobs": 2, "queues": 2, "poll_queues": poll_queues, "driver_cpus": None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("virtblk.bench.session.choose_cpus", lambda options, foreign: ((), None, ""))
+        patch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+        with bench(device, rate_iops=2000, paths=("mq",), **asked) as run:
+            result = run.run_one()
+            assert {request.queue for request in device.io} == {0, 1}
+    assert (result.ios, result.errors) == (2 * BLOCKS, 0)
+    assert result.runtime_s >= (BLOCKS - 1) / 2000
 
 
 @pytest.mark.parametrize("poll", [False, True])

@@ -103,8 +103,9 @@ def test_threads_are_where_the_report_says(affinity: set[int]) -> None:
         assert os.sched_getaffinity(0) == {first}
         assert device_thread is not None
         assert os.sched_getaffinity(device_thread) == affinity, "a device of others is not moved"
-        driver = [run.session.device._monitor, run.session.device._completion]  # type: ignore[union-attr]
-        for thread in driver:
+        opened = run.session.device
+        assert opened is not None
+        for thread in [opened._monitor, *(thread for thread, _ in opened._completion)]:
             assert thread is not None
             assert os.sched_getaffinity(thread.native_id) == {first}
 

@@ -64,7 +64,7 @@ def test_a_disk_that_is_none_or_several(text: str, says: str) -> None:
         (("--json", "-"), "--json: not with --job; the job file says what to do"),
         (("--compare", "a", "b"), "--compare: not with --job; the job file says what to do"),
         (("--path", "request,bio"), "--path request,bio: a job file runs on one path; give one of them"),
-        (("--path", "fast"), "--path 'fast' is no path; give request or bio"),
+        (("--path", "fast"), "--path 'fast' is no path; give request, bio, mq, auto"),
         (("--output-format", "terse"), "argument --output-format: invalid choice: 'terse'"),
     ],
 )

@@ -57,6 +57,8 @@ BENCH, INFO = "bench", "info"
         (["bench", "--ramp-time", "-1"], "--ramp-time"),
         (["bench", "--timeout", "0"], "--timeout 0"),
         (["bench", "--queues", "4"], "--queues 4"),
+        (["bench", "--queues", "many", "--path", "mq"], "--queues: 'many' is no whole number"),
+        (["bench", "--queues", "4", "--path", "mq", "--poll-queues", "4"], "--poll-queues 4: give 0 to 3"),
         (["bench", "--queue-size", "100"], "--queue-size 100"),
         (["bench", "--rw", "reed"], "--rw 'reed'"),
         (["bench", "--path", "blk"], "--path 'blk' is no path; give request, bio, mq, auto"),
@@ -129,7 +131,7 @@ def test_help_names_all_options_of_the_issue(capsys: Capture) -> None:
     options = (
         "--rw --path --bs --iodepth --numjobs --size --runtime --ramp-time --iodepth-batch-submit --poll --no-poll "
         "--verify --randseed --queues --queue-size --timeout --cpus-allowed --device-cpus --device-pid --json "
-        "--use-bio --slice --confidence --rate-iops --queue --share-core --preset --compare"
+        "--use-bio --poll-queues --slice --confidence --rate-iops --queue --share-core --preset --compare"
     )
     assert [option for option in options.split() if option not in text] == []
     for disk in ("ram:", "null:", "vhost-user:"):
@@ -326,6 +328,20 @@ def test_regression_ctrl_c_in_a_finalizer_is_not_lost(capsys: Capture, monkeypat
     monkeypatch.setattr("virtblk.cli.info.run", run)
     assert main(["info", "ram:1m"]) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_regression_ctrl_c_while_an_error_is_told_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come a little later than it was sent, and then when the command is over."""
+
+    def run(options: Any) -> int:
+        raise OpenError(errno.ENODEV, "the device did not come up")
+
+    def complain(error: BaseException, status: int) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("virtblk.cli.info.run", run)
+    monkeypatch.setattr(cli, "_complain", complain)
+    assert main(["info", "ram:1m"]) == 130
 
 
 def test_a_command_leaves_the_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

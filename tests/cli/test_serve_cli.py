@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -346,6 +347,33 @@ def test_metrics_count_requests_over_all_sessions(sock: Path, log: Path) -> None
             assert after['virtblk_queue_requests_total{queue="0"}'] == now['virtblk_queue_requests_total{queue="0"}']
             assert after['virtblk_queue_running{queue="0"}'] == after["virtblk_sessions_active"] == 0
         assert after['virtblk_queue_requests_total{queue="1"}'] == 0
+
+
+def test_a_driver_on_four_virtqueues(sock: Path, log: Path) -> None:
+    """Two processes: what was asked of the device on each virtqueue adds up to what the driver did."""
+    words = ("--socket-path", str(sock), "--queues", "4", "--metrics", "0")
+    with Serving("ram:1m", *words, log=log) as serving:
+        address = serving.wait_for("metrics")["address"]
+        with virtblk.open(f"vhost-user:{sock}", queues=4, path="mq") as disk, ThreadPoolExecutor(8) as pool:
+            assert (disk.queues, disk._device.num_queues) == (4, 4)
+
+            def work(number: int) -> int:
+                wrong = 0
+                for turn in range(10):
+                    data = bytes([number, turn]) * 2048
+                    disk.pwrite(data, number << 17, fua=turn == 5)
+                    wrong += disk.pread(4096, number << 17) != data
+                return wrong
+
+            assert sum(pool.map(work, range(8))) == 0
+            disk.flush()
+            now = scrape(address)
+            for op, count in (("read", 80), ("write", 80)):
+                assert sum(now[f'virtblk_requests_total{{queue="{index}",op="{op}"}}'] for index in range(4)) == count
+            assert [now[f'virtblk_queue_running{{queue="{index}"}}'] for index in range(4)] == [1] * 4
+            ended = [int(d.queue[0]["ended"]) for d in disk._device.views]
+            assert [now[f'virtblk_queue_requests_total{{queue="{index}"}}'] for index in range(4)] == ended
+        serving.wait_for("session_end")
 
 
 def test_metrics_where_they_cannot_be(sock: Path, log: Path) -> None:

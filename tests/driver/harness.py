@@ -29,7 +29,8 @@ def probed(device: FakeDevice, given: dict[str, Any], patience: float = PATIENCE
     seconds = given["timeout"]
     opened = VirtioBlk(device.client, "fake", DriverOptions(**given | {"timeout": max(seconds, patience)}))
     opened.options = replace(opened.options, timeout=seconds)
-    opened.view.queue[0]["timeout_ns"] = int(seconds * 1e9)
+    for d in opened.views:
+        d.queue[0]["timeout_ns"] = int(seconds * 1e9)
     return opened
 
 
@@ -55,8 +56,7 @@ def on(device: FakeDevice, **options: Any) -> Iterator[Disk]:
 
 def memory_of(opened: VirtioBlk, sub: int = 0) -> np.ndarray:
     """The data memory of submitter `sub`."""
-    assert opened.queue is not None
-    return opened.arena.array(opened.queue.data + sub * SPAN, SPAN)
+    return opened.arena.array(opened.data + sub * SPAN, SPAN)
 
 
 def submit(
@@ -73,17 +73,17 @@ def submit(
 
     Returns 0, the bio's errno, or -errno of a queue that is over.
     """
-    d = opened.view
-    assert opened.queue is not None
+    queue, number = opened.map_submitter(sub)
+    d = queue.kernel_view
     if isinstance(segments, int):
         segments = [(0, segments)] if segments else []
-    first = sub * opened.options.segments_each
+    first = number * opened.options.segments_each
     for i, (offset, size) in enumerate(segments):
-        d.vec_addr[first + i] = opened.queue.data + sub * SPAN + offset
+        d.vec_addr[first + i] = opened.data + sub * SPAN + offset
         d.vec_len[first + i] = size
     total = sum(size for _, size in segments) if length is None else length
-    bio_init(d.bios, sub, op, flags, sector, first, len(segments), total, sub)
-    return int(submit_bio_wait(d, sub, sub, clock_ns()))
+    bio_init(d.bios, number, op, flags, sector, first, len(segments), total, number)
+    return int(submit_bio_wait(d, number, number, clock_ns()))
 
 
 def write(opened: VirtioBlk, sector: int, data: bytes, *, flags: int = 0, sub: int = 0) -> int:

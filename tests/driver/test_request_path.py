@@ -123,13 +123,13 @@ def harvest(opened: VirtioBlk, count: int = 1, sub: int = 0) -> list[tuple[int, 
 
 def idle(opened: VirtioBlk) -> None:
     """Nothing is out, and nothing was lost on the way."""
-    d = opened.view
-    assert d.q.state[0]["in_use"] == 0
-    assert d.q.state[0]["sorted"] == 0
-    assert not (d.q.rq["where"] == RQ_DRIVER).any()
-    assert d.vq.state[0]["num_free"] == d.vq.state[0]["num"]
-    spares = int((d.submitters["spare"] >= 0).sum() + d.submitters["tags"].sum())
-    assert d.queue[0]["free_requests"] + spares == len(d.requests)
+    for d in opened.views:
+        assert d.q.state[0]["in_use"] == 0
+        assert d.q.state[0]["sorted"] == 0
+        assert not (d.q.rq["where"] == RQ_DRIVER).any()
+        assert d.vq.state[0]["num_free"] == d.vq.state[0]["num"]
+        spares = int((d.submitters["spare"] >= 0).sum() + d.submitters["tags"].sum())
+        assert d.queue[0]["free_requests"] + spares == len(d.requests)
     assert opened.oldest_start_ns() is None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtblk.bench.fio_tables import FioJobs
@@ -45,11 +45,14 @@ def compile_crew(view: Any, jobs: Jobs | FioJobs, thread: Any = None) -> None:
 class Crew:
     """One thread per job on the queue `view`, each running `thread` (default: `job_thread`).
 
-    `close` must come before the queue goes.
+    `others` are further queues that jobs may be on. `close` must come before the queues go.
     """
 
-    def __init__(self, view: Any, jobs: Jobs | FioJobs, title: str, thread: Any = None) -> None:
+    def __init__(
+        self, view: Any, jobs: Jobs | FioJobs, title: str, thread: Any = None, others: Sequence[Any] = ()
+    ) -> None:
         self._view = view
+        self._others = others
         self._jobs = jobs
         self._title = title
         self._thread = thread
@@ -116,7 +119,8 @@ class Crew:
                 if not look_in() or running == 0 or self._jobs.jobs["result"].any() or self._failures:
                     break
         finally:  # whatever happened here, nobody unmaps memory under a job
-            stop_crew(self._view, crew)
+            for view in (self._view, *self._others):
+                stop_crew(view, crew)
             while load_acquire_i64(int(crew[0]["running"])) > 0:
                 await_crew(crew, int(tick * 1e9))
                 drain()

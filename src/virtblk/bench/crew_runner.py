@@ -75,8 +75,7 @@ class CrewRunner(ABC, Generic[Result]):
 
     def _fill_buffers(self, seed: int) -> None:
         """Random bytes, so that what is written does not compress; faulted in before anything is timed."""
-        assert self._device.queue is not None
-        view = self._device.arena.array(self._device.queue.data, self._session.options.data_bytes)
+        view = self._device.arena.array(self._device.data, self._session.options.data_bytes)
         block = np.random.default_rng(seed).integers(0, 256, min(len(view), 1 << 20), np.uint8)
         for start in range(0, len(view), len(block)):
             part = view[start : start + len(block)]

@@ -146,7 +146,6 @@ class FioRunner(CrewRunner[WaveResult]):
     def _prepare(self, tasks: list[Task]) -> None:
         """Set the wave's jobs up; those that it does not need have no part in it."""
         jobs, options = self._jobs, self._options
-        assert self._device.queue is not None
         records = jobs.jobs
         records[:] = 0
         jobs.histogram[:] = 0
@@ -154,7 +153,7 @@ class FioRunner(CrewRunner[WaveResult]):
         jobs.stats[:] = 0
         for name in LATENCIES:
             jobs.stats[f"{name}_min"] = np.iinfo(np.int64).max
-        address = self._device.queue.data
+        address = self._device.data
         for index, task in enumerate(tasks):
             job = task.job
             bits = max(1, (task.blocks - 1).bit_length())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from virtblk.driver.map_queues import MQ_PATHS
 from virtblk.errors import UsageError
 from virtblk.names import format_size
 
@@ -40,6 +41,7 @@ MAX_BS: Final = 64 << 20
 MAX_JOBS: Final = 4096
 MAX_DEPTH: Final = 1 << 16
 #: What the driver takes too; refused here before anything is started or compiled.
+MAX_QUEUES: Final = 256
 MIN_QUEUE_SIZE: Final = 4
 MAX_QUEUE_SIZE: Final = 32768
 MAX_TIMEOUT: Final = 86400
@@ -73,6 +75,7 @@ class JobOptions:
     verify: str = "none"
     randseed: int = 1
     queues: int = 1
+    poll_queues: int = 0
     queue_size: int = 128
     timeout: float = 30.0
     driver_cpus: tuple[int, ...] | None = None
@@ -112,10 +115,20 @@ class JobOptions:
             raise UsageError(f"--share-core: give one CPU with --cpus-allowed, not {len(self.driver_cpus)}")
         if len(self.paths) > MAX_ARMS:
             raise UsageError(f"--path {','.join(self.paths)}: give at most {MAX_ARMS}")
-        if self.queues != 1:
-            raise UsageError(f"--queues {self.queues}: both paths use one virtqueue; give 1")
+        self._check_queues()
         if self.verify not in VERIFY:
             raise UsageError(f"--verify {self.verify!r}: give one of {', '.join(VERIFY)}")
+
+    def _check_queues(self) -> None:
+        _whole("--queues", self.queues, 1, MAX_QUEUES)
+        if self.queues > 1 and not any(path in MQ_PATHS for path in self.paths):
+            paths, more = ",".join(self.paths), " or ".join(MQ_PATHS)
+            raise UsageError(f"--queues {self.queues}: --path {paths} uses one virtqueue; give {more} too")
+        if self.poll_queues and self.poll:
+            raise UsageError(f"--poll-queues {self.poll_queues}: --poll polls all of them; give one of the two")
+        if not 0 <= self.poll_queues < self.queues:
+            most = f"give 0 to {self.queues - 1}" if self.queues > 1 else "needs --queues 2 or more, and give less"
+            raise UsageError(f"--poll-queues {self.poll_queues}: {most}; --poll polls all")
 
     def _check_slice(self, slice_s: float) -> None:
         if not SHORTEST_SLICE <= slice_s <= 1e6:
@@ -128,6 +141,22 @@ class JobOptions:
             raise UsageError(
                 f"--slice {slice_s:g}: more than {MAX_SLICES} in --runtime {self.runtime:g}; give longer slices"
             )
+
+    @property
+    def completion(self) -> str:
+        """How jobs learn that an I/O has ended, for the report."""
+        if self.poll_queues:
+            return f"interrupts, but polling on the last {self.poll_queues}"
+        return "polling" if self.poll else "interrupts"
+
+    @property
+    def rings(self) -> str:
+        """The virtqueues of the run, for the report."""
+        if self.queues == 1:
+            return f"ring of {self.queue_size}"
+        alone = sorted({path for path in self.paths if path not in MQ_PATHS})
+        first = f" ({' and '.join(alone)} {'use' if len(alone) > 1 else 'uses'} the first alone)" if alone else ""
+        return f"{self.queues} rings of {self.queue_size}{first}"
 
     @property
     def rounds(self) -> int:

@@ -1,6 +1,6 @@
 """One job: keep `iodepth` bios in flight, count what comes back (fio: do_io, one thread per job).
 
-Each job is a submitter of the queue and runs `job_loop` on a thread of its own, from one go to one stop. Two clock
+Each job is a submitter of a virtqueue and runs `job_loop` on a thread of its own, from one go to one stop. Two clock
 reads per round: one when completions are found, one when the round's submissions are done; a round between the two is
 busy time. A bio's latency runs from the first of these in the round that submits it to the first in the round that
 harvests it, so it includes the wait for a request or for room in the ring.
@@ -41,7 +41,8 @@ RATE_SLEEP_NS = 50_000_000
 JOB_DTYPE = np.dtype(
     [
         # what to do
-        ("submitter", "i8"),
+        ("queue", "i8"),  # handle of its virtqueue (driver.handle); 0: that which its thread was started on
+        ("submitter", "i8"),  # its number among the submitters of that virtqueue
         ("op", "i8"),  # REQ_OP_READ or REQ_OP_WRITE
         ("random", "i8"),
         ("bs", "i8"),  # bytes
@@ -83,7 +84,7 @@ class Jobs(NamedTuple):
     histogram: Table  # [numjobs * BUCKETS] completion latencies
     free: Table  # [numjobs * iodepth] stack of bios that are not in flight
     generations: Table  # [blocks], or [1] without verify: what each block was last written in
-    intended: Table  # [numjobs * iodepth] by bio, with a rate: the time that it should have started at
+    intended: Table  # [numjobs * iodepth] with a rate: the time that a bio should have started at
 
 
 @kernel
@@ -168,7 +169,10 @@ def note_error(jobs, j, errno, bad, offset):
 @kernel
 def account(d, jobs, j, bio, now):
     """Count one completed bio, and check what it read."""
-    latency = now - (jobs.intended[bio] if jobs.jobs[j]["rate"] else d.bios[bio]["submitted_ns"])
+    submitted = d.bios[bio]["submitted_ns"]
+    if jobs.jobs[j]["rate"]:
+        submitted = jobs.intended[bio + (j - jobs.jobs[j]["submitter"]) * jobs.jobs[j]["depth"]]
+    latency = now - submitted
     jobs.histogram[j * BUCKETS + bucket_of(latency)] += 1
     jobs.jobs[j]["clat_min"] = min(jobs.jobs[j]["clat_min"], latency)
     jobs.jobs[j]["clat_max"] = max(jobs.jobs[j]["clat_max"], latency)
@@ -220,7 +224,7 @@ def job_loop(d, jobs, j):
             for _ in range(batch):
                 free -= 1
                 if rate:
-                    jobs.intended[jobs.free[j * depth + free]] = due
+                    jobs.intended[jobs.free[j * depth + free] + (j - sub) * depth] = due
                     due = due_ns(jobs, j, start, issued + 1)
                 code = submit_one(d, jobs, j, jobs.free[j * depth + free], issued, found)
                 issued += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from virtblk.bench.job_loop import job_loop
+from virtblk.driver.handle import queue_of
 from virtblk.driver.virtblk_req import LINE_WAIT
 from virtblk.jit.atomics import fetch_add_i64, load_acquire_i64, store_release_i64
 from virtblk.jit.kernel import cold_kernel, kernel
@@ -53,14 +54,18 @@ def end_of_job(crew, failed):
 
 @cold_kernel
 def job_thread(d, jobs, crew, j):
-    """Do run after run of job `j` until it is sent home. A job of depth 0 has no part in a run."""
+    """Do run after run of job `j` until it is sent home, each on the virtqueue that the job then has.
+
+    A job of depth 0 has no part in a run.
+    """
     seen = 0
     while True:
         seen = wait_for_go(crew, seen)
         if seen == GO_HOME:
             return
         if jobs.jobs[j]["depth"]:
-            job_loop(d, jobs, j)
+            handle = jobs.jobs[j]["queue"]
+            job_loop(queue_of(handle if handle else d.queue[0]["handle"], d.paths), jobs, j)
         end_of_job(crew, jobs.jobs[j]["result"] != 0)
 
 
@@ -85,7 +90,7 @@ def await_crew(crew, timeout_ns):
 
 @cold_kernel
 def stop_crew(d, crew):
-    """End the run: set the stop word, and wake jobs that sleep until their next I/O is due."""
+    """End the run: set the stop word, and wake jobs of this queue that sleep until their next I/O is due."""
     fetch_add_i64(crew[0]["stop"], 1)
     for s in range(d.queue[0]["submitters"]):
         wake_up(d.submitters[s]["line"] + LINE_WAIT, WAKE_ALL)

@@ -21,11 +21,11 @@ def selected(text: str) -> str:
     return next((word.strip("[]") for word in text.split() if word.startswith("[")), text.strip())
 
 
-def linux_settings(path: str, queue: Mapping[str, str], ring: int, queues: int) -> list[str]:
+def linux_settings(path: str, queue: Mapping[str, str], ring: int, queues: int, poll_queues: int = 0) -> list[str]:
     """Lines for a shell and for the kernel's command line; `#` begins what is for the reader.
 
     `queue` are the block layer's attributes of the run by their names below queue/, `ring` the entries of a virtqueue
-    and `queues` the number of them.
+    and `queues` the number of them, of which the last `poll_queues` were polled.
     """
     scheduler = selected(queue.get("scheduler", ""))
     scheduler = TODAY.get(scheduler, scheduler) or "none"
@@ -41,6 +41,9 @@ def linux_settings(path: str, queue: Mapping[str, str], ring: int, queues: int) 
     if requests:
         lines.append(f"echo {requests} > {QUEUE}/nr_requests")
     lines.append(f"virtio_blk.num_request_queues={queues}")
+    if poll_queues:
+        lines.append(f"virtio_blk.poll_queues={poll_queues}")
+        lines.append("# Linux polls there for I/O that asks for it: io_uring with IORING_SETUP_IOPOLL")
     note = _NOTES.get(path)
     return lines + ([f"# {note}"] if note else [])
 

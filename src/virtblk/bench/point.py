@@ -22,6 +22,7 @@ from virtblk.bench.report import as_json
 from virtblk.bench.runner import Runner
 from virtblk.bench.session import Session
 from virtblk.bench.stat import RunResult
+from virtblk.driver.map_queues import MQ_PATHS
 from virtblk.errors import DeviceError, OpenError, UsageError
 
 
@@ -62,7 +63,9 @@ class Measured:
 
     def settings(self, path: str) -> list[str]:
         """`path` as Linux settings, with the values of this run."""
-        return linux_settings(path, self.queues.get(path, {}), self.point.job.queue_size, self.point.job.queues)
+        job = self.point.job
+        queues, polled = (job.queues, job.poll_queues) if path in MQ_PATHS else (1, 0)
+        return linux_settings(path, self.queues.get(path, {}), job.queue_size, queues, polled)
 
     def as_json(self) -> dict[str, Any]:
         """What `bench --json` writes of such a run, and the keys of its own."""

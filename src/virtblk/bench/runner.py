@@ -60,7 +60,7 @@ class Runner(CrewRunner[RunResult]):
         self._writers: dict[int, int] = {}  # which arm wrote a generation
         with progress():
             ensure(job_loop, self._device.view, self._jobs, 0)
-            self._crew = Crew(self._device.view, self._jobs, session.name)
+            self._crew = Crew(self._device.view, self._jobs, session.name, others=self._device.views[1:])
             bucket_middle(1)
         self._stop = self._crew.stop_word
         self._rewind()
@@ -124,10 +124,8 @@ class Runner(CrewRunner[RunResult]):
         op = REQ_OP_WRITE if is_write(workload) else REQ_OP_READ
         self._prepare(op, random=is_random(workload), limit=0 if seconds else self._blocks)
         self._writers[self._generation] = arm
-        queue, submitters = device.view.queue, device.view.submitters
         pid = self._session.device_pid
-        kicks, waits = int(submitters["kicks"].sum()), int(submitters["ring_full_waits"].sum())
-        interrupts, merges = int(queue[0]["interrupts"]), device.merges
+        kicks, waits, interrupts, merges = device.kicks, device.ring_full_waits, device.interrupts, device.merges
         steal = steal_seconds()
         device_before = usage_of(pid) if pid and pid != os.getpid() else None
         driver_before = own_usage()
@@ -146,9 +144,9 @@ class Runner(CrewRunner[RunResult]):
             elapsed_s=elapsed,
             driver=driver_after.since(driver_before),
             device=device_after.since(device_before) if device_after and device_before else None,
-            kicks=int(submitters["kicks"].sum()) - kicks,
-            interrupts=int(queue[0]["interrupts"]) - interrupts,
-            ring_full_waits=int(submitters["ring_full_waits"].sum()) - waits,
+            kicks=device.kicks - kicks,
+            interrupts=device.interrupts - interrupts,
+            ring_full_waits=device.ring_full_waits - waits,
             merges=device.merges - merges,
             steal_s=steal_seconds() - steal,
             notes=self._notes(),
@@ -227,7 +225,8 @@ class Runner(CrewRunner[RunResult]):
         rate = 0 if only_first else options.rate_iops
         for index in range(options.numjobs):
             job = records[index]
-            job["submitter"] = index
+            queue, number = self._device.map_submitter(index)
+            job["queue"], job["submitter"] = queue.handle, number
             job["op"], job["random"], job["bs"] = op, random, options.bs
             job["depth"], job["batch"] = options.iodepth, options.batch_submit
             job["blocks"] = self._blocks
@@ -284,5 +283,4 @@ class Runner(CrewRunner[RunResult]):
         return []
 
     def _buffers(self, index: int) -> int:
-        assert self._device.queue is not None
-        return self._device.queue.data + index * self._options.iodepth * self._options.bs
+        return self._device.data + index * self._options.iodepth * self._options.bs

@@ -25,7 +25,7 @@ from virtblk.jit.table import Table
 from virtblk.jit.warmup import ensure, progress
 from virtblk.names import parse_name
 from virtblk.server import ChildDevice, LocalDevice
-from virtblk.storage.storage import open_storage
+from virtblk.storage.open import open_storage
 
 #: Where a key of `--queue` may lie: given whole, below queue/, or among the elevator's own.
 QUEUE_PREFIXES: Final = ("", "queue/", "queue/iosched/")
@@ -114,7 +114,8 @@ class Session:
         target = self.name
         if not foreign:
             with _interrupts_later():
-                self.child = ChildDevice(self.name, cpus=_list(self.device_cpus) if self.device_cpus else "")
+                cpus = _list(self.device_cpus) if self.device_cpus else ""
+                self.child = ChildDevice(self.name, cpus=cpus, queues=options.queues)
             with progress():  # while the child compiles its half
                 compile_driver()
                 self._compile_jobs()
@@ -123,10 +124,13 @@ class Session:
         if self.driver_cpus:
             os.sched_setaffinity(0, self.driver_cpus)
         cores = len(self.driver_cpus or self._affinity)
-        if options.rate_iops and options.poll and options.numjobs > cores:
+        polls = "--poll" if options.poll else "--poll-queues" if options.poll_queues else ""
+        if options.rate_iops and polls and options.numjobs > cores:
             text = f"polling on {cores} cpus: at most {cores} jobs can keep to their times"
-            raise UsageError(f"--rate-iops with --numjobs {options.numjobs} {text}; leave out --poll")
+            raise UsageError(f"--rate-iops with --numjobs {options.numjobs} {text}; leave out {polls}")
         driver_options = DriverOptions(
+            queues=options.queues,
+            poll_queues=options.poll_queues,
             queue_size=options.queue_size,
             timeout=options.timeout,
             poll_us=None if options.poll else 0,
@@ -134,6 +138,7 @@ class Session:
             bios_each=options.iodepth,
             data_bytes=options.data_bytes,
             crowded=options.numjobs > cores,
+            cores=cores,
         )
         try:
             self.device, self.local = connect(target, driver_options)
@@ -179,12 +184,13 @@ class Session:
             "serial": device.serial,
             "features": feature_names(device.features),
             "queue_size": self.options.queue_size,
-            "queues": self.options.queues,
+            "queues": len(device.queues),
+            "poll_queues": self.options.poll_queues,
             "cache_type": "write back" if device.writeback else "write through",
             "pid": self.device_pid,
             "driver_cpus": list(self.driver_cpus) if self.driver_cpus else None,
             "device_cpus": list(self.device_cpus) if self.device_cpus else None,
-            "completion": "polling" if self.options.poll else "interrupts",
+            "completion": self.options.completion,
             "queue": self.queue_settings(),
         }
 

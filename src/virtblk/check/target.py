@@ -19,7 +19,7 @@ from typing import IO, Any, Final
 import numpy as np
 
 from virtblk.check.command import SocketCommand
-from virtblk.check.peer import Gone, Peer, Silent
+from virtblk.check.peer import Gone, Peer, Silent, Unreachable
 from virtblk.check.requirement import Failed
 from virtblk.errors import DeviceError, OpenError
 from virtblk.uapi import vhost_user as uapi
@@ -110,7 +110,7 @@ class Target:
     def _listens(self) -> bool:
         try:
             self.connect().close()
-        except OSError:
+        except Unreachable:
             return False
         return True
 
@@ -136,7 +136,7 @@ class Target:
         self.start()
 
     def connect(self) -> Peer:
-        """A new connection. Raises OSError."""
+        """A new connection. Raises Unreachable, and OSError where this process cannot have one."""
         return Peer(self.path, self.timeout)
 
     def dead(self) -> str | None:

@@ -31,6 +31,9 @@ COMMANDS: Final = {
     "warmup": "compile everything now, so that the next start is quick",
 }
 
+#: Exit status after Ctrl-C, as of a shell.
+INTERRUPTED: Final = 130
+
 DISKS: Final = """disks:
   vhost-user:/path/to/socket   a vhost-user-blk device that listens there
   ram:512m                     a disk of our own in memory
@@ -69,8 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="virtblk: %(message)s", level=logging.WARNING)
-    with _careful_interrupts():
-        return _main(words)
+    try:
+        with _careful_interrupts():
+            return _main(words)
+    except KeyboardInterrupt:  # while an error was told, or so late that nothing was left to end
+        return INTERRUPTED
 
 
 def _main(words: list[str]) -> int:
@@ -91,8 +97,6 @@ def _main(words: list[str]) -> int:
         return _complain(error, 2)
     except DeviceError as error:
         return _complain(error, 1)
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # Whoever read our output has gone; leave no second complaint at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

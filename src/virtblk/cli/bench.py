@@ -17,7 +17,7 @@ from virtblk.bench.job import (
     parse_queue,
     parse_workloads,
 )
-from virtblk.bench.posting import PRESETS
+from virtblk.bench.posting import DEFAULT_PRESET, PRESETS
 from virtblk.cli import bench_matrix, bench_report
 from virtblk.cli.bench_fio import add_job_arguments, check_job_options, check_no_job, run_job_file
 from virtblk.errors import DeviceError, UsageError
@@ -31,7 +31,7 @@ EXAMPLES = f"""examples:
   virtblk bench vhost-user:/run/disk.sock --verify crc32c         and checked, which writes first
   virtblk bench null:1g --bs 512 --iodepth 1 --poll --json -      the cost of one I/O, for a program
   virtblk bench --queue scheduler=deadline                        the request path, set as in sysfs
-  virtblk bench --preset posting-ramdisk                          the load of 2012, with its figures
+  virtblk bench --preset posting-sata                             the load of 2012, with its figures
 {bench_matrix.EXAMPLES}
 {bench_report.EXAMPLES}
   virtblk bench ram:1g --job load.fio --output-format json        fio's job file, fio's JSON
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--runtime",
         type=_float,
-        default=default.runtime,
+        default=None,
         metavar="S",
         help="seconds per workload and path; 0: one pass over the range per job (default 5)",
     )
@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="I/Os per second of each job; latency counts from when each was due (default: as fast as it goes)",
     )
-    add("--iodepth-batch-submit", type=_int, default=1, metavar="N", help="I/Os submitted at a time (default 1)")
+    add("--iodepth-batch-submit", type=_int, default=None, metavar="N", help="I/Os submitted at a time (default 1)")
     add(
         "--poll",
         action=argparse.BooleanOptionalAction,
@@ -100,7 +100,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--verify", default="none", metavar="METHOD", help="crc32c: write the range first, then check every read")
     add("--randseed", type=_int, default=1, metavar="N", help="seed of random offsets and contents (default 1)")
-    add("--queues", type=_int, default=1, metavar="N", help="virtqueues; both paths use one (default 1)")
+    add(
+        "--queues",
+        type=_int,
+        default=1,
+        metavar="N",
+        help="virtqueues, to which mq and auto map jobs in turn; request and bio use the first (default 1)",
+    )
+    add(
+        "--poll-queues",
+        type=_int,
+        default=0,
+        metavar="N",
+        help="the last N of them have no interrupts, and their jobs poll (default 0; --poll: all)",
+    )
     add("--queue-size", type=_int, default=None, metavar="N", help="ring entries, a power of two (default 128)")
     add(
         "--queue",
@@ -125,7 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="process whose CPU is the device's (default: who listens on the socket)",
     )
     add("--share-core", action="store_true", help="driver and device on one CPU: an overcommitted host")
-    add("--preset", choices=sorted(PRESETS), help="a known load; options given besides take precedence")
+    add("--preset", choices=sorted(PRESETS), help="a load of 2012 on its disk; options given besides take precedence")
     bench_matrix.add_arguments(parser)
     add_job_arguments(parser)
     add("--compare", nargs=2, metavar=("A", "B"), help="compare two files of --json, and run nothing")
@@ -174,7 +187,7 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
         if path is not None and path != chosen:
             raise UsageError(f"--use-bio {options.use_bio} is --path {chosen}, but --path {path} was given too")
         path = chosen
-    preset = PRESETS[options.preset] if options.preset else {}
+    preset = PRESETS[options.preset].options if options.preset else {}
     default = JobOptions()
 
     def given(name: str, otherwise: Any) -> Any:
@@ -187,19 +200,20 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
         bs=parse_size(given("bs", "4k"), "--bs"),
         iodepth=given("iodepth", default.iodepth),
         numjobs=given("numjobs", default.numjobs),
-        slice_s=options.slice,
+        slice_s=options.slice if options.runtime is not None else given("slice", None),
         confidence=options.confidence,
         rate_iops=options.rate_iops,
         queue=parse_queue(options.queue),
         share_core=options.share_core,
-        size=_size(options.size),
-        runtime=options.runtime,
+        size=_size(given("size", None)),
+        runtime=given("runtime", default.runtime),
         ramp_time=options.ramp_time,
-        batch_submit=options.iodepth_batch_submit,
+        batch_submit=given("iodepth_batch_submit", default.batch_submit),
         poll=options.poll,
         verify=options.verify,
         randseed=options.randseed,
         queues=options.queues,
+        poll_queues=options.poll_queues,
         queue_size=given("queue_size", default.queue_size),
         timeout=options.timeout,
         driver_cpus=parse_cpus("--cpus-allowed", options.cpus_allowed) if options.cpus_allowed else None,
@@ -220,22 +234,25 @@ def run(options: argparse.Namespace) -> int:
         return _compare(options)
     many = bench_matrix.is_asked(options)
     job = _job_options(options)
+    preset = PRESETS[options.preset] if options.preset else None
+    default_disk = preset.options["disk"] if preset else DEFAULT_DISK
     if many:
-        return bench_matrix.run(options, job, DEFAULT_DISK)
+        return bench_matrix.run(options, job, default_disk)
     if options.disk is None:
-        options.disk = DEFAULT_DISK
+        options.disk = default_disk
     parse_name(options.disk)
 
     # numba and all that, only once the options are known to be right
     from virtblk.bench.comparison import compare
     from virtblk.bench.matrix import Matrix
     from virtblk.bench.point import Measured, Point
+    from virtblk.bench.prediction import preset_json, print_preset
     from virtblk.bench.recommend import compare_pairs
     from virtblk.bench.report import ProgressLine, as_json, print_report
     from virtblk.bench.runner import Runner
     from virtblk.bench.session import Session
     from virtblk.bench.stat import RunResult
-    from virtblk.bench.summary import print_preset, print_summary
+    from virtblk.bench.summary import print_summary
 
     if options.json:
         check_json(options.json)  # before the run, not after it
@@ -274,11 +291,14 @@ def run(options: argparse.Namespace) -> int:
     print(file=out)
     print_report(results, out)
     comparisons = compare(results, job.confidence, job.randseed)
-    print_summary(comparisons, job.confidence, out)
-    if options.preset:
-        print_preset(results, out)
+    print_summary(comparisons, job.confidence, out, preset or DEFAULT_PRESET)
+    if preset:
+        print_preset(preset, results, comparisons, out)
     if options.json:
-        write_json(options.json, as_json(device, job, results, comparisons))
+        value = as_json(device, job, results, comparisons)
+        if preset:
+            value["posting"] = preset_json(options.preset, preset, results, comparisons)
+        write_json(options.json, value)
     if interrupted and failure is not None and failure.errno == errno.ESHUTDOWN:
         failure = None
     if options.report:
@@ -313,9 +333,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _headline(disk: str, job: JobOptions, size: int, placement: str) -> str:
-    completion = "polling" if job.poll else "interrupts"
     batch = f", batches of {job.batch_submit}" if job.batch_submit > 1 else ""
     verify = f", verify {job.verify}" if job.verify != "none" else ""
     rate = f" at {job.rate_iops} IOPS each" if job.rate_iops else ""
     load = f"blocks of {format_size(job.bs)}, {job.numjobs} x {job.iodepth} in flight{rate}{batch}"
-    return f"{disk} ({format_size(size)}): {load}, ring of {job.queue_size}, {completion}{verify}; {placement}"
+    return f"{disk} ({format_size(size)}): {load}, {job.rings}, {job.completion}{verify}; {placement}"

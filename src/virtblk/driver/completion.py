@@ -7,6 +7,8 @@ wakes the owners that sleep, and one each of those that wait for room and for a 
 Waiting, for completions or for room, is one rule: reap what is there; spin for `poll_ns`, reaping; then ask for an
 interrupt and block for a bounded time. Interrupts are asked for while somebody blocks, and only then. In interrupt mode
 one completion thread per queue (`completion_loop`) waits on the call fd; with polling alone there is none.
+
+A disk of several virtqueues has as many of these queues. They share nothing but their end: see virtblk_break.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ WAKE_ALL = 1 << 30
 COMPLETION_WAIT_MS = 1000
 #: Rounds without a find after which the one who polls looks at the clock, and lets another poll.
 TURN_ROUNDS = 4096
+#: And where others poll other virtqueues on the same core: more is their time.
+TURN_ROUNDS_SHARED = 64
 #: What a submitter waits for besides free descriptors (their number) and completions (0): a request of the pool.
 WAIT_REQUEST = -1
 
@@ -80,15 +84,24 @@ def virtblk_result(status):
 
 @cold_kernel
 def virtblk_break(d, error):
-    """End the queue for good with a positive errno and wake everybody; the first reason stays."""
-    mutex_lock(d.queue[0]["lock"])
-    if d.queue[0]["error"] == 0:
-        d.queue[0]["error"] = error
-    mutex_unlock(d.queue[0]["lock"])
-    for s in range(d.queue[0]["submitters"]):
-        wake_up(d.submitters[s]["line"] + LINE_WAIT, WAKE_ALL)
-    wake_up(d.queue[0]["queue_wait"], WAKE_ALL)
-    wake_up(d.queue[0]["request_wait"], WAKE_ALL)
+    """End the queue for good with a positive errno and wake everybody, then the disk's other queues likewise.
+
+    The first reason of each stays. One lock at a time, so whoever breaks another queue meanwhile is not waited for.
+    """
+    handle = d.queue[0]["handle"]
+    while True:
+        b = queue_of(handle, d.paths)
+        mutex_lock(b.queue[0]["lock"])
+        if b.queue[0]["error"] == 0:
+            b.queue[0]["error"] = error
+        mutex_unlock(b.queue[0]["lock"])
+        for s in range(b.queue[0]["submitters"]):
+            wake_up(b.submitters[s]["line"] + LINE_WAIT, WAKE_ALL)
+        wake_up(b.queue[0]["queue_wait"], WAKE_ALL)
+        wake_up(b.queue[0]["request_wait"], WAKE_ALL)
+        handle = b.queue[0]["next_queue"]
+        if handle == d.queue[0]["handle"]:
+            return
 
 
 @kernel
@@ -349,14 +362,18 @@ def virtblk_wait_in_turn(d, sub, room):
     """
     since = 0
     used = -1
+    shared = d.queue[0]["crowded"] > 1
+    most = TURN_ROUNDS_SHARED if shared else TURN_ROUNDS
     while not virtblk_ready(d, sub, room):
         if cmpxchg_u32(d.queue[0]["turn"], 0, 1) == 0:
             rounds = 0
-            while not virtblk_ready(d, sub, room) and rounds < TURN_ROUNDS:
+            while not virtblk_ready(d, sub, room) and rounds < most:
                 if virtblk_done(d, sub, False) == 0:
                     rounds += 1
                     cpu_pause()
             virtblk_pass_turn(d, sub)
+            if shared and rounds == most:
+                sched_yield()
         else:
             queue = virtblk_wait_queue(d, sub, room)
             sequence = wait_prepare(queue)

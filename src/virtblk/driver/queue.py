@@ -6,7 +6,7 @@ Control context. `QueueSetup` lays everything out in one arena and hands out the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,6 +109,12 @@ def _tables(view: VirtblkQueue) -> Iterator[Table]:
             yield from field
 
 
+def link_queues(queues: Sequence[QueueSetup]) -> None:
+    """Make the queues those of one disk: what ends one of them ends all (virtblk_break)."""
+    for queue, following in zip(queues, [*queues[1:], *queues[:1]], strict=True):
+        queue.kernel_view.queue[0]["next_queue"] = following.handle
+
+
 class QueueSetup:
     """One queue. `data` is the address of the data memory; `kick_fd` and `call_fd` are ours until `close`."""
 
@@ -119,7 +125,7 @@ class QueueSetup:
         *,
         timeout_ns: int,
         poll_ns: int,
-        crowded: bool = False,
+        crowded: int = 0,
         paths: BothPaths | RequestPathOnly = BothPaths(),  # noqa: B008  (a NamedTuple: nobody can change it)
     ) -> None:
         self.limits = limits
@@ -214,7 +220,7 @@ class QueueSetup:
         tables = list(_tables(self.kernel_view))
         self._handle = Table(2 * len(tables))
         self._handle[:] = [word for table in tables for word in (table.address, table.length)]
-        queue[0]["handle"] = self._handle.address
+        queue[0]["handle"] = queue[0]["next_queue"] = self._handle.address
 
     @property
     def handle(self) -> int:

@@ -5,6 +5,10 @@ that is set, in Linux's formats (`[noop] deadline`) and units (milliseconds). Th
 scheduler each, and its name says which of them is meant: `noop` and `deadline` as of 2012, `none` and `mq-deadline` as
 of today. On the path auto `queue/scheduler` shows what that has chosen, and `queue/auto` what it knows. Control
 context; what changes is changed under the queue lock, whether I/O is in flight or not.
+
+On the mq path and on auto `mq/N/` is virtqueue N: `nr_tags` (ring entries), `type` (`default` or `poll`, as debugfs has
+it) and `submitters`, which are what Linux's `cpu_list` has as CPUs. What is set in `queue/` is set for every virtqueue,
+each of which has a scheduler and a pool of `nr_requests` of its own (Linux too counts nr_requests per hardware queue).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtblk.block.request import ELEVATOR_DEADLINE, ELEVATOR_NOOP, MAX_NR_REQUESTS, MIN_NR_REQUESTS
+from virtblk.driver.map_queues import MQ_PATHS, mapped_submitters
 from virtblk.driver.virtblk_req import VirtblkQueue
 from virtblk.errors import UsageError
 from virtblk.jit.lock import mutex_lock, mutex_unlock, wake_up
@@ -70,7 +75,7 @@ class Sysfs:
         self._device = device
 
     @property
-    def _state(self):  # type: ignore[no-untyped-def]  # a NumPy record
+    def _state(self):  # type: ignore[no-untyped-def]  # a NumPy record, of the first virtqueue: all are set alike
         return self._device.view.q.state[0]
 
     @property
@@ -80,7 +85,9 @@ class Sysfs:
 
     @property
     def _elevator(self) -> int:
-        return int(self._state["elevator"]) if self._device.path == "auto" else self._device.elevators[self._path]
+        if self._device.path != "auto":
+            return self._device.elevators[self._path]
+        return max(int(d.q.state[0]["elevator"]) for d in self._device.views)  # each virtqueue finds out for itself
 
     @property
     def scheduler(self) -> str:
@@ -93,9 +100,23 @@ class Sysfs:
         names = ["serial", "cache_type", "queue/scheduler", *(f"queue/{name}" for name in _QUEUE)]
         if self._device.path == "auto":
             names.append("queue/auto")
+        names += self._hctx()
         if self._elevator == ELEVATOR_DEADLINE:
             names += [f"queue/iosched/{name}" for name in _DEADLINE]
         return names
+
+    def _hctx(self) -> dict[str, str]:
+        """The attributes of the virtqueues by name, with their texts; none on paths that are older than they."""
+        device = self._device
+        if device.path not in MQ_PATHS:
+            return {}
+        texts = {}
+        for index, queue in enumerate(device.queues):
+            mapped = mapped_submitters(index, device.options.submitters, len(device.queues))
+            texts[f"mq/{index}/nr_tags"] = str(queue.limits.num)
+            texts[f"mq/{index}/type"] = "poll" if device.is_polled(index) else "default"
+            texts[f"mq/{index}/submitters"] = ", ".join(str(number) for number in mapped)
+        return texts
 
     def _number(self, name: str) -> _Number:
         if name not in self.names():
@@ -115,15 +136,16 @@ class Sysfs:
         if name == "queue/scheduler":
             return " ".join(f"[{known}]" if known == self.scheduler else known for known in SCHEDULERS[self._path])
         if name == "queue/auto" and self._device.path == "auto":
-            auto = self._device.view.auto[0]
             known = ("merging", "elevator", "windows", "trials", "changes")
-            return " ".join(f"{field}={int(auto[field])}" for field in known)
+            sums = {field: sum(int(d.auto[0][field]) for d in self._device.views) for field in known}
+            return " ".join(f"{field}={value}" for field, value in sums.items())
+        if name in (hctx := self._hctx()):
+            return hctx[name]
         number = self._number(name)
         return str(int(self._state[number.field]) // number.unit)
 
     def write(self, name: str, text: str) -> None:
         """Set the attribute, as `echo text >` would."""
-        d = self._device.view
         if name == "queue/scheduler":
             if self._device.path == "auto":
                 raise UsageError(f"queue/scheduler {text!r}: the path auto chooses its own; take the path mq")
@@ -144,14 +166,17 @@ class Sysfs:
             raise UsageError("serial cannot be set: it is the device's")
         if name == "queue/auto" and self._device.path == "auto":
             raise UsageError("queue/auto cannot be set: it says what the path auto has found out")
+        if name in self._hctx():
+            raise UsageError(f"{name} cannot be set: virtqueues are as they were opened")
         number = self._number(name)
         value = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
         if not number.least <= value <= number.most:
             unit = " milliseconds" if number.unit == _MS else ""
             raise UsageError(f"{name} {text!r}: give {number.least} to {number.most}{unit}")
-        with queue_lock(d):
-            self._state[number.field] = value * number.unit
-        wake_up(int(d.queue[0]["request_wait"]), 1 << 30)  # a larger pool has room
+        for d in self._device.views:
+            with queue_lock(d):
+                d.q.state[0][number.field] = value * number.unit
+            wake_up(int(d.queue[0]["request_wait"]), 1 << 30)  # a larger pool has room
 
 
 class Iosched(MutableMapping[str, int]):

@@ -44,7 +44,8 @@ QUEUE_DTYPE = np.dtype(
         ("stop_fd", "i8"),
         ("timeout_ns", "i8"),
         ("poll_ns", "i8"),  # spin this long before blocking; -1: never block
-        ("crowded", "i8"),  # 1 when there are more submitters than cores: no two of them spin at a time
+        ("crowded", "i8"),  # 1 when there are more submitters than cores: no two of them spin at a time; 2 when more
+        # virtqueues than cores are polled, too, so that it is a core's others who wait (changed as `path` is)
         ("can_flush", "i8"),
         ("max_segs", "i8"),  # limits of one request: data entries, bytes of each, bytes in all
         ("max_seg_len", "i8"),
@@ -61,6 +62,8 @@ QUEUE_DTYPE = np.dtype(
         ("look_at", "i8"),  # when as many have, the path auto takes a look (driver.auto)
         ("interrupts", "i8"),
         ("error", "i8"),  # sticky: 0, or why the queue is over (positive errno)
+        # fixed, and only looked at when the queue ends
+        ("next_queue", "i8"),  # handle of the disk's next virtqueue, in a circle: its own where it is the only one
     ]
 )
 

@@ -1,7 +1,7 @@
 """The virtio-blk driver over vhost-user: probe, config, attributes, removal (Linux: virtblk_probe, virtblk_remove).
 
-Control context. `VirtioBlk` negotiates, lays out queue and arena, starts the ring, and watches the peer; submitters run
-the kernels of `bio_path` on `queue.kernel_view`.
+Control context. `VirtioBlk` negotiates, lays out queues and arena, starts the rings, and watches the peer; submitters
+run the kernels of `submit_bio` on the `kernel_view` of the virtqueue that they are mapped to (`map_queues`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import select
 import threading
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import close as close_fd
 from os import eventfd, eventfd_write
 from typing import Any, Final
@@ -23,8 +23,9 @@ from virtblk.block.elevator import elevator_switch
 from virtblk.block.request import ELEVATOR_NOOP, RQ_DRIVER
 from virtblk.driver.auto import blk_auto_begin, blk_auto_end
 from virtblk.driver.completion import completion_loop, virtblk_break
+from virtblk.driver.map_queues import MQ_PATHS, map_queue, mapped_submitters
 from virtblk.driver.naming import IndexAllocator, virtblk_name_format
-from virtblk.driver.queue import QueueLimits, QueueSetup, example_queue
+from virtblk.driver.queue import QueueLimits, QueueSetup, example_queue, link_queues
 from virtblk.driver.submit_bio import do_bio
 from virtblk.driver.sysfs import Sysfs, queue_lock
 from virtblk.driver.virtblk_req import PATH_BIO, PATH_MQ, PATH_REQUEST, BothPaths, RequestPathOnly
@@ -61,6 +62,8 @@ THREAD_TIMEOUT: Final = 10.0
 
 #: I/O paths by name; the number is the queue's `path`.
 PATHS: Final = {"request": PATH_REQUEST, "bio": PATH_BIO, "mq": PATH_MQ, "auto": PATH_MQ}
+#: vhost-user numbers rings in eight bits (VHOST_USER_VRING_IDX_MASK).
+MAX_QUEUES: Final = 256
 
 DRIVER_FEATURES: Final = frozenset(
     {
@@ -106,6 +109,8 @@ class Topology:
 class DriverOptions:
     """How a session is to be set up. `poll_us` None: poll only, no interrupts, no completion thread."""
 
+    queues: int = 1  # virtqueues to use
+    poll_queues: int = 0  # the last of them that are polled only, whatever `poll_us` is (Linux: virtio_blk.poll_queues)
     queue_size: int | None = None
     timeout: float = 30.0
     poll_us: int | None = 20
@@ -114,7 +119,8 @@ class DriverOptions:
     bios_each: int = 1
     segments_each: int = 1
     data_bytes: int = 0
-    crowded: bool = False
+    crowded: bool = False  # more submitters than cores
+    cores: int = 1 << 30  # for submitters to run on
     path: str = "bio"  # or another of PATHS; set_path changes it
     paths: BothPaths | RequestPathOnly = field(default_factory=BothPaths)  # which paths are compiled in
     without: Set[int] = frozenset()  # feature bits to refuse, for tests and comparisons
@@ -132,7 +138,7 @@ def compile_driver() -> None:
 
 
 class VirtioBlk:
-    """One probed device with its one virtqueue running. `close` ends the session and frees everything.
+    """One probed device with its virtqueues running. `close` ends the session and frees everything.
 
     Raises OpenError where no session comes about, UsageError for options that cannot work with this device.
     """
@@ -142,15 +148,15 @@ class VirtioBlk:
         self.options = options
         self._conn = conn
         self._arena: Arena | None = None
-        self.queue: QueueSetup | None = None
+        self.queues: list[QueueSetup] = []
         self._path = "bio" if isinstance(options.paths, BothPaths) else "request"
         self.elevators = {"request": ELEVATOR_NOOP, "mq": ELEVATOR_NOOP}  # of the paths that are told which
-        self._completion: threading.Thread | None = None
+        self._completion: list[tuple[threading.Thread, QueueSetup]] = []
         self._monitor: threading.Thread | None = None
         self._monitor_fd = -1
         self._control = threading.Lock()  # of the socket, once the session runs
         self._closed = False
-        self._started = False
+        self._started = 0  # rings that the device was told of
         self.abandoned = False  # a thread did not come back: memory and descriptors stay
         self.index = _indices.get()
         self.name = virtblk_name_format("vd", self.index)
@@ -189,8 +195,9 @@ class VirtioBlk:
         if self.num_queues < 1:
             told = f"num_queues {self.config_num_queues}, VHOST_USER_GET_QUEUE_NUM {queue_num}"
             raise self._refuse(f"has 0 queues ({told})")
+        self._check_queues()
         front.set_features(self.features)
-        self._init_vq()
+        self._init_vqs()
         self.serial = self._get_id()
 
     def _check_features(self) -> None:
@@ -198,6 +205,15 @@ class VirtioBlk:
             raise self._refuse("offers no protocol features, so it has no blk config to read")
         if not self.device_features >> VIRTIO_F_VERSION_1 & 1:
             raise self._refuse("does not offer VIRTIO_F_VERSION_1; legacy devices are not supported")
+
+    def _check_queues(self) -> None:
+        asked, polled, most = self.options.queues, self.options.poll_queues, min(self.num_queues, MAX_QUEUES)
+        if not 1 <= asked <= most:
+            count = f"{self.num_queues} virtqueue{'' if self.num_queues == 1 else 's'}"
+            why = "" if self.has(blk.VIRTIO_BLK_F_MQ) else " (it does not offer VIRTIO_BLK_F_MQ)"
+            raise UsageError(f"queues {asked}: {self.title} has {count}{why}; give {'1 to ' * (most > 1)}{most}")
+        if not 0 <= polled <= asked:
+            raise UsageError(f"poll_queues {polled}: give 0 to {asked}, the number of queues")
 
     def _read_config(self) -> None:
         """Read the whole config once, from offset 0 (QEMU and SPDK ignore offsets), and check what we build on."""
@@ -275,27 +291,38 @@ class VirtioBlk:
             data_bytes=options.data_bytes + 4096,
         )
 
-    def _init_vq(self) -> None:
-        """Lay out arena and ring, compile what will run on it, share the memory, start the ring."""
-        options = self.options
+    def _limits_of_queues(self) -> list[QueueLimits]:
+        """One per virtqueue. The first has room for all submitters, since some paths have it alone, and has the data.
+
+        A virtqueue that no submitter is mapped to runs all the same, empty.
+        """
         limits = self._queue_limits()
+        submitters, queues = self.options.submitters, self.options.queues
+        counts = [max(1, len(mapped_submitters(index, submitters, queues))) for index in range(1, queues)]
+        return [limits, *(replace(limits, submitters=count, data_bytes=0) for count in counts)]
+
+    def _init_vqs(self) -> None:
+        """Lay out arena and rings, compile what will run on them, share the memory, start the rings."""
+        options = self.options
+        of_queues = self._limits_of_queues()
+        wanted = sum(limits.arena_bytes for limits in of_queues)
         try:
-            arena = self._arena = Arena(limits.arena_bytes)
+            arena = self._arena = Arena(wanted)
         except OSError as error:
-            raise OpenError(
-                error.errno, f"{self.title}: {error.strerror} ({limits.arena_bytes} bytes wanted)"
-            ) from error
-        queue = self.queue = QueueSetup(
-            arena,
-            limits,
-            timeout_ns=int(options.timeout * 1e9),
-            poll_ns=-1 if options.poll_us is None else options.poll_us * 1000,
-            crowded=options.crowded,
-            paths=options.paths,
-        )
-        d = queue.kernel_view
-        if self.hinted:
-            d.auto[0]["hinted"] = d.auto[0]["elevator"] = 1
+            raise OpenError(error.errno, f"{self.title}: {error.strerror} ({wanted} bytes wanted)") from error
+        for index, limits in enumerate(of_queues):
+            queue = QueueSetup(
+                arena,
+                limits,
+                timeout_ns=int(options.timeout * 1e9),
+                poll_ns=-1 if self.is_polled(index) else (options.poll_us or 0) * 1000,
+                crowded=options.crowded,
+                paths=options.paths,
+            )
+            self.queues.append(queue)
+            auto = queue.kernel_view.auto[0]
+            auto["hinted"] = auto["elevator"] = self.hinted
+        link_queues(self.queues)
         compile_driver()
         if isinstance(options.paths, BothPaths):
             self.set_path(options.path)
@@ -307,21 +334,22 @@ class VirtioBlk:
             front.set_mem_table([region])
         self._monitor_fd = eventfd(0)
         self._monitor = start_thread(self._watch, name=f"{self.name}-monitor")
-        if options.poll_us is not None:
-            name = f"{self.name}-completion"
-            self._completion = start_thread(completion_loop, d, queue.completion_reaper, name=name)
-        ring = queue.ring
-        call_fd = queue.call_fd  # also when polling: SPDK and others insist on one
-        front.start_vring(0, ring.num, 0, ring.desc, ring.avail, ring.used, queue.kick_fd, call_fd)
-        # Older text of the specification: a ring starts with its first kick. An empty kick does no harm.
-        virtqueue_notify(ring.vring)
-        self._started = True
+        for index, queue in enumerate(self.queues):
+            if not self.is_polled(index):
+                name = f"{self.name}-completion" if len(self.queues) == 1 else f"{self.name}-req.{index}"
+                thread = start_thread(completion_loop, queue.kernel_view, queue.completion_reaper, name=name)
+                self._completion.append((thread, queue))
+            ring = queue.ring
+            call_fd = queue.call_fd  # also when polling: SPDK and others insist on one
+            front.start_vring(index, ring.num, 0, ring.desc, ring.avail, ring.used, queue.kick_fd, call_fd)
+            # Older text of the specification: a ring starts with its first kick. An empty kick does no harm.
+            virtqueue_notify(ring.vring)
+            self._started += 1
 
     def _get_id(self) -> str:
         """The serial by GET_ID; empty where the device has none or will not say."""
-        assert self.queue is not None
-        address = self.queue.data + self.options.data_bytes
-        code = do_bio(self.queue.handle, 0, REQ_OP_GET_ID, 0, 0, address, blk.VIRTIO_BLK_ID_BYTES)
+        address = self.data + self.options.data_bytes
+        code = do_bio(self.queues[0].handle, 0, REQ_OP_GET_ID, 0, 0, address, blk.VIRTIO_BLK_ID_BYTES)
         if code < 0:
             raise self.broken_error()
         if code > 0:
@@ -353,25 +381,53 @@ class VirtioBlk:
         return self._arena
 
     @property
+    def queue(self) -> QueueSetup | None:
+        """The first virtqueue, or None before there is one."""
+        return self.queues[0] if self.queues else None
+
+    @property
     def view(self) -> Any:
-        """What the kernels take (driver.virtblk_req.VirtblkQueue)."""
-        assert self.queue is not None
-        return self.queue.kernel_view
+        """What the kernels take (driver.virtblk_req.VirtblkQueue), of the first virtqueue."""
+        return self.queues[0].kernel_view
+
+    @property
+    def views(self) -> list[Any]:
+        """The same of every virtqueue."""
+        return [queue.kernel_view for queue in self.queues]
+
+    @property
+    def data(self) -> int:
+        """Address of the data memory."""
+        return self.queues[0].data
+
+    def is_polled(self, index: int) -> bool:
+        """Whether virtqueue `index` has no interrupts: who waits for it polls."""
+        return self.options.poll_us is None or index >= self.options.queues - self.options.poll_queues
+
+    def used_queues(self, path: str) -> int:
+        """How many virtqueues bios use on `path`: all, or the first alone."""
+        return len(self.queues) if path in MQ_PATHS else 1
+
+    def map_submitter(self, submitter: int) -> tuple[QueueSetup, int]:
+        """The virtqueue that a submitter uses on the path that is set, and its number there."""
+        place = map_queue(submitter, self.used_queues(self._path))
+        return self.queues[place.queue], place.number
 
     @property
     def error(self) -> int:
-        """0, or the errno that the queue was broken with."""
-        return int(self.view.queue[0]["error"])
+        """0, or the errno that the queues were broken with."""
+        return next((code for d in self.views if (code := int(d.queue[0]["error"]))), 0)
 
     def broken_error(self) -> DeviceError:
-        """The exception that says why the queue is over."""
-        assert self.queue is not None
+        """The exception that says why the queues are over."""
         code = self.error
         text = BROKEN_TEXT.get(code, f"the queue is over (errno {code})")
         if code == errno.ETIMEDOUT:
             text += f" ({self.options.timeout:g} s)"
-        if self.queue.ring.broken:
-            text += f": {self.queue.ring.broken}"
+        for queue in self.queues:
+            if queue.ring.broken:
+                text += f": {queue.ring.broken}"
+                break
         return DeviceError(code, f"{self.title}: {text}")
 
     @property
@@ -390,24 +446,29 @@ class VirtioBlk:
             raise UsageError(f"path {path!r}: give one of {', '.join(PATHS)}")
         if path != "request" and not isinstance(self.options.paths, BothPaths):
             raise UsageError(f"path {path!r}: this queue was built without the {path} path")
-        d = self.view
-        if path != self._path and "auto" in (path, self._path):
-            turn = blk_auto_begin if path == "auto" else blk_auto_end
-            with queue_lock(d):
-                turn(d)
+        turns = path != self._path and "auto" in (path, self._path)
+        turn = blk_auto_begin if path == "auto" else blk_auto_end
+        polled = min(self.used_queues(path), self.options.submitters)
+        crowded = 2 if self.options.crowded and polled > self.options.cores else int(self.options.crowded)
+        for d in self.views:
+            if turns:
+                with queue_lock(d):
+                    turn(d)
+            d.queue[0]["path"] = PATHS[path]
+            d.queue[0]["crowded"] = crowded
         self._path = path
-        d.queue[0]["path"] = PATHS[path]
         if path in self.elevators:
             self.switch_elevator(self.elevators[path])
 
     def switch_elevator(self, elevator: int) -> None:
-        """Set the scheduler of the path that bios take; what the old one holds is dispatched in its order."""
-        d = self.view
-        if d.q.state[0]["elevator"] == elevator:
-            return
-        ensure(elevator_switch, d.q, ELEVATOR_NOOP, 0)  # before anybody waits for the lock
-        with queue_lock(d):
-            elevator_switch(d.q, elevator, clock_ns())
+        """Set the scheduler of the path that bios take, which each virtqueue has one of; what the old one holds is
+        dispatched in its order."""
+        for d in self.views:
+            if d.q.state[0]["elevator"] == elevator:
+                continue
+            ensure(elevator_switch, d.q, ELEVATOR_NOOP, 0)  # before anybody waits for the lock
+            with queue_lock(d):
+                elevator_switch(d.q, elevator, clock_ns())
 
     @property
     def sysfs(self) -> Sysfs:
@@ -416,16 +477,38 @@ class VirtioBlk:
 
     def oldest_start_ns(self) -> int | None:
         """When the oldest I/O that the device has was submitted or started (CLOCK_MONOTONIC), or None without any."""
-        d = self.view
-        bios = (d.bios["remaining"] > 0) & (d.bios["step"] != STEP_REQUEST)
-        out = np.concatenate((d.bios["submitted_ns"][bios], d.q.rq["start_ns"][d.q.rq["where"] == RQ_DRIVER]))
+        found = []
+        for d in self.views:
+            bios = (d.bios["remaining"] > 0) & (d.bios["step"] != STEP_REQUEST)
+            found += [d.bios["submitted_ns"][bios], d.q.rq["start_ns"][d.q.rq["where"] == RQ_DRIVER]]
+        out = np.concatenate(found)
         return int(out.min()) if len(out) else None
+
+    # Counters over all virtqueues.
+
+    def _sum(self, field: str) -> int:
+        return sum(int(d.submitters[field].sum()) for d in self.views)
+
+    @property
+    def kicks(self) -> int:
+        """Notifications of the device so far."""
+        return self._sum("kicks")
+
+    @property
+    def ring_full_waits(self) -> int:
+        """How often somebody found a ring full so far."""
+        return self._sum("ring_full_waits")
+
+    @property
+    def interrupts(self) -> int:
+        """Interrupts that were handled so far."""
+        return sum(int(d.queue[0]["interrupts"]) for d in self.views)
 
     @property
     def merges(self) -> int:
         """Bios, and requests, that joined another request so far."""
-        state = self.view.q.state[0]
-        return int(self.view.submitters["merges"].sum()) + int(state["merges"]) + int(state["rq_merges"])
+        of_requests = sum(int(d.q.state[0][field]) for d in self.views for field in ("merges", "rq_merges"))
+        return self._sum("merges") + of_requests
 
     def set_writeback(self, writeback: bool) -> None:
         """Switch the device's cache mode (5.2.6.1), and see that it did. Raises UsageError, OSError, DeviceError."""
@@ -446,7 +529,7 @@ class VirtioBlk:
             raise OSError(errno.EIO, f"{self.title}: the device kept its cache mode")
 
     def break_queue(self, code: int) -> None:
-        """End the queue with errno `code` and wake everybody who waits."""
+        """End all queues with errno `code` and wake everybody who waits."""
         virtblk_break(self.view, code)
 
     def _watch(self) -> None:
@@ -461,22 +544,21 @@ class VirtioBlk:
     # The end.
 
     def stop_completion(self) -> None:
-        """End the completion thread, after which no interrupt is handled. Harmless when repeated."""
-        if self._completion is None or self.queue is None:
-            return
-        d = self.queue.kernel_view
-        store_release_i64(int(d.queue[0]["stop"]), 1)
-        eventfd_write(self.queue.stop_fd, 1)
-        if not end_thread(self._completion, int(d.queue[0]["done"]), THREAD_TIMEOUT):
-            self.abandoned = True
-        self._completion = None
+        """End the completion threads, after which no interrupt is handled. Harmless when repeated."""
+        for _, queue in self._completion:
+            store_release_i64(int(queue.kernel_view.queue[0]["stop"]), 1)
+            eventfd_write(queue.stop_fd, 1)
+        for thread, queue in self._completion:
+            if not end_thread(thread, int(queue.kernel_view.queue[0]["done"]), THREAD_TIMEOUT):
+                self.abandoned = True
+        self._completion = []
 
     def close(self) -> None:
-        """Stop the ring, tell the device, free everything. No submitter runs any more. Never raises, never hangs."""
+        """Stop the rings, tell the device, free everything. No submitter runs any more. Never raises, never hangs."""
         if self._closed:
             return
         self._closed = True
-        if self.queue is not None:
+        if self.queues:
             gone = self.error != 0
             if self._monitor is not None:
                 eventfd_write(self._monitor_fd, 1)
@@ -486,24 +568,25 @@ class VirtioBlk:
             if self._arena is not None:
                 self.break_queue(errno.ESHUTDOWN)
             self.stop_completion()
-            if self._started and not gone:
-                self._stop_vring()
+            if not gone:
+                self._stop_vrings()
         self._conn.close()
         _indices.put(self.index)
         if self.abandoned:  # a thread still runs on this memory: better a leak than a use after free
             log.error("%s: a thread is stuck in a call to the device; its memory is not freed", self.title)
             _abandoned.append(self)
             return
-        if self.queue is not None:
-            self.queue.close()
+        for queue in self.queues:
+            queue.close()
         if self._arena is not None:
             self._arena.close()
 
-    def _stop_vring(self) -> None:
-        """GET_VRING_BASE drains the ring; a device that will not answer loses the connection instead."""
+    def _stop_vrings(self) -> None:
+        """GET_VRING_BASE drains a ring; a device that will not answer loses the connection instead."""
         self.front.timeout = min(self.options.timeout, CLOSE_TIMEOUT)
         try:
-            self.front.get_vring_base(0)
+            for index in range(self._started):
+                self.front.get_vring_base(index)
         except (ConnectionClosed, TimeoutError, ProtocolError, RequestRefused) as error:
             log.warning("%s: stopping the ring: %s", self.title, _text(error))
 
