@@ -10,7 +10,7 @@ from typing import Final
 
 from virtblk.check.peer import NEED_REPLY, REPLY, REQUEST, Gone, Peer, Silent
 from virtblk.check.refusals import Refusals
-from virtblk.check.requirement import DEVICE, Failed, Rejected, Severity, Skipped
+from virtblk.check.requirement import DEVICE, Failed, Level, Rejected, Severity, Skipped
 from virtblk.check.runner import Tester
 from virtblk.check.session import Session
 from virtblk.check.target import UNDERSTOOD_PROTOCOL
@@ -379,3 +379,46 @@ def session_ends_with_requests(t: Tester) -> None:
         session.submit(*(session.prepare(0, 0, room=512 * t.lines_up(8)) for _ in range(16)))
         session.close()
     _one_request(t)
+
+
+# What no device here has, to be tried on.
+
+for _id, _section, _bit, _text in (
+    (
+        "vhost.log-complete",
+        "Migration",
+        ProtocolFeature.VHOST_USER_PROTOCOL_F_LOG_SHMFD,
+        "With LOG_ALL, each page that the device writes is marked in the log, those of used rings where asked for.",
+    ),
+    (
+        "vhost.inflight-region",
+        "Inflight I/O tracking",
+        ProtocolFeature.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+        "The inflight region has version 1 and as many entries as the queue has descriptors.",
+    ),
+    (
+        "vhost.inflight-resubmitted",
+        "Inflight I/O tracking",
+        ProtocolFeature.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+        "After a crash and SET_INFLIGHT_FD, all that was in flight is submitted again, in order, and nothing twice.",
+    ),
+    (
+        "vhost.reset-device",
+        "RESET_DEVICE",
+        ProtocolFeature.VHOST_USER_PROTOCOL_F_RESET_DEVICE,
+        "RESET_DEVICE disables all rings and has the device begin anew; the session keeps its owner.",
+    ),
+    (
+        "vhost.inband-alone",
+        "In-band notifications",
+        ProtocolFeature.VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+        "INBAND_NOTIFICATIONS without BACKEND_REQ and REPLY_ACK closes the session.",
+    ),
+    (
+        "vhost.base-inflight",
+        "GET_VRING_BASE",
+        ProtocolFeature.VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT,
+        "GET_VRING_BASE without draining leaves what is in flight to the inflight region.",
+    ),
+):
+    DEVICE.unbuilt(_id, _section, Level.MUST, _text, "not built yet", protocol=(_bit,))

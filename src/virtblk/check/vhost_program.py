@@ -1,7 +1,8 @@
 """Checks of the back-end program, which is the command of --exec: how it is started, what it says, how it ends.
 
 docs/interop/vhost-user.rst, "Backend program conventions". That it stays in the foreground is what --exec itself needs.
-The conventions are "a good idea", so that nothing here is more than LOW but the end.
+The conventions are "a good idea", so that nothing here is more than LOW but the end. While a program of another check
+serves the disk, the device under test does not: a disk may be locked.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from virtblk.check.peer import Gone, Peer, Silent
 from virtblk.check.requirement import DEVICE, Failed, Level, Severity, Skipped
 from virtblk.check.runner import Tester
 from virtblk.check.target import START_TIMEOUT, Target
+from virtblk.errors import OpenError
+from virtblk.uapi.vhost_user import FrontendRequest
 from virtblk.uapi.virtio_blk import VIRTIO_BLK_F_RO
 
 _CONVENTIONS: Final = "Backend program conventions"
@@ -94,6 +97,7 @@ def program_capabilities(t: Tester) -> str:
 def program_fd(t: Tester) -> None:
     """--fd names a descriptor on which a front end is connected."""
     words = without_socket_path(command(t))
+    t.target.stop()
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
@@ -110,22 +114,28 @@ def program_fd(t: Tester) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        t.target.start()
 
 
 def _is_served(t: Tester, ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
     """One question, for which the program may have to compile first."""
     deadline = time.monotonic() + START_TIMEOUT
     with Peer.on(ours, t.timeout) as peer:
-        peer.send(1)
-        while True:
-            try:
-                peer.recv(0.1).close_fds()
-                return
-            except Silent:
+        try:
+            peer.send(FrontendRequest.VHOST_USER_GET_FEATURES)
+            while not _answers(peer):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise Failed(f"no answer on the socket that --fd names (status {process.poll()})") from None
-            except Gone:
-                raise Failed("the program closed the socket that --fd names, and did not answer") from None
+                    raise Failed(f"no answer on the socket that --fd names (status {process.poll()})")
+        except Gone:
+            raise Failed("the program closed the socket that --fd names, and did not answer") from None
+
+
+def _answers(peer: Peer) -> bool:
+    try:
+        peer.recv(0.1).close_fds()
+    except Silent:
+        return False
+    return True
 
 
 @DEVICE.should("vhost.program-fd-or-path", _CONVENTIONS, Severity.LOW)
@@ -152,13 +162,17 @@ def program_read_only(t: Tester) -> None:
     if words is None or not isinstance(features, list) or "read-only" not in features:
         raise Skipped("the capabilities do not name read-only")
     text = shlex.join([*words, "--read-only"]).replace(t.target.path, "{socket}")
+    t.target.stop()
     target = Target(None, text, t.timeout)
     try:
         target.start()
         if not target.facts.offers(VIRTIO_BLK_F_RO):
             raise Failed(f"with --read-only GET_FEATURES answered {target.facts.features:#018x}, bit 5 is clear")
+    except OpenError as error:
+        raise Failed(f"with --read-only: {error}") from None
     finally:
         target.close()
+        t.target.start()
 
 
 @DEVICE.must("vhost.program-sigterm", _CONVENTIONS, Severity.HIGH)

@@ -161,7 +161,7 @@ def ring_starts_unkicked(t: Tester) -> None:
 def rings_independent(t: Tester) -> None:
     """The states of a ring are its own: stopping or disabling another one does not touch it."""
     if t.facts.queues < 2:
-        raise Skipped("the device offers VIRTIO_BLK_F_MQ with one queue")
+        raise Skipped("the device offers VIRTIO_BLK_F_MQ, and has one queue")
     session = t.session(queues=2)
     first, second = session.rings
     session.enable(second, False)
