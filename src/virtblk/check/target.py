@@ -127,7 +127,7 @@ class Target:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            _kill_group(process)
+            kill_group(process)
 
     def restart(self) -> None:
         """A new device, for the one that is dead or hangs. Raises OpenError, and DeviceError without a command."""
@@ -219,7 +219,7 @@ UNDERSTOOD_PROTOCOL: Final = sum(
 )
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: subprocess.Popen[bytes]) -> None:
     """Whatever the command started goes with it."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -8,20 +8,19 @@ serves the disk, the device under test does not: a disk may be locked.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from virtblk.check.peer import Gone, Peer, Silent
 from virtblk.check.requirement import DEVICE, Failed, Level, Severity, Skipped
 from virtblk.check.runner import Tester
-from virtblk.check.target import START_TIMEOUT, Target
+from virtblk.check.target import START_TIMEOUT, Target, kill_group
 from virtblk.errors import OpenError
 from virtblk.uapi.vhost_user import FrontendRequest
 from virtblk.uapi.virtio_blk import VIRTIO_BLK_F_RO
@@ -30,9 +29,9 @@ _CONVENTIONS: Final = "Backend program conventions"
 _SOCKET_PATH: Final = "--socket-path"
 #: What docs/interop/vhost-user.json has for block devices.
 _TYPE: Final = "block"
-_FEATURES: Final = {"read-only", "blk-file"}
+_FEATURES: Final = ("blk-file", "read-only")
 #: Seconds for a program that has little to do.
-_SHORT: Final = 30.0
+_SHORT: Final = 20.0
 
 
 def command(t: Tester) -> list[str]:
@@ -43,14 +42,29 @@ def command(t: Tester) -> list[str]:
     return [word.replace(t.target.path, t.target.path + ".2") for word in words]
 
 
-def ran(words: Sequence[str], seconds: float, pass_fds: Sequence[int] = ()) -> subprocess.CompletedProcess[bytes]:
+def ran(words: Sequence[str], pass_fds: Sequence[int] = ()) -> subprocess.CompletedProcess[bytes]:
     """The program's output and status. Failed if it does not end by itself."""
-    try:
-        return subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, pass_fds=pass_fds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise Failed(f"it still runs after {seconds:g} s: {shlex.join(words)}") from None
+    pipe = subprocess.PIPE
+    with started(words, pass_fds, stdout=pipe, stderr=pipe) as process:
+        try:
+            out, error = process.communicate(timeout=_SHORT)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"it still runs after {_SHORT:g} s: {shlex.join(words)}") from None
+        return subprocess.CompletedProcess(words, process.returncode, out, error)
+
+
+@contextmanager
+def started(
+    words: Sequence[str], pass_fds: Sequence[int], *, stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The program, and at the end nothing of it."""
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, pass_fds=pass_fds, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            kill_group(process)
 
 
 def without_socket_path(words: Sequence[str]) -> list[str]:
@@ -70,7 +84,7 @@ def last_line(output: bytes) -> str:
 
 def capabilities(t: Tester) -> dict[str, object]:
     """What --print-capabilities prints. Failed where that is nothing of use."""
-    result = ran([*command(t), "--print-capabilities"], _SHORT)
+    result = ran([*command(t), "--print-capabilities"])
     if result.returncode:
         raise Failed(f"--print-capabilities ends with status {result.returncode}{last_line(result.stderr)}")
     try:
@@ -87,9 +101,9 @@ def program_capabilities(t: Tester) -> str:
     """--print-capabilities prints the type and the features as JSON, whatever else was said, and ends with status 0."""
     value = capabilities(t)
     features = value.get("features")
-    if value.get("type") != _TYPE or not isinstance(features, list) or not set(features) <= _FEATURES:
-        known = ", ".join(sorted(_FEATURES))
-        raise Failed(f"it printed {json.dumps(value)}, expected the type {_TYPE!r} and features of {known}")
+    known = isinstance(features, list) and all(feature in _FEATURES for feature in features)
+    if value.get("type") != _TYPE or not known:
+        raise Failed(f"it printed {json.dumps(value)}, expected type {_TYPE!r} and features of {', '.join(_FEATURES)}")
     return json.dumps(value)
 
 
@@ -99,21 +113,12 @@ def program_fd(t: Tester) -> None:
     words = without_socket_path(command(t))
     t.target.stop()
     ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            [*words, f"--fd={theirs.fileno()}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,
-        )
     try:
-        _is_served(t, ours, process)
+        with ours, started([*words, f"--fd={theirs.fileno()}"], [theirs.fileno()]) as process:
+            theirs.close()
+            _is_served(t, ours, process)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        theirs.close()
         t.target.start()
 
 
@@ -145,7 +150,7 @@ def program_fd_or_path(t: Tester) -> str:
     without_socket_path(words)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        result = ran([*words, f"--fd={theirs.fileno()}"], _SHORT, (theirs.fileno(),))
+        result = ran([*words, f"--fd={theirs.fileno()}"], [theirs.fileno()])
     if not result.returncode:
         raise Failed(f"it ends with status 0: {shlex.join(result.args)}")
     return f"status {result.returncode}{last_line(result.stderr)}"
