@@ -1,7 +1,7 @@
 # make bench   measure the disk that comes with virtblk: ARGS="vhost-user:SOCK --rw randread" for another
-# make test    what CI runs: lint, types, and the suite compiled, interpreted and checking
+# make test    what CI runs: lint, types, the suite compiled, interpreted and checking, and two minutes of attack
 # make check   lint and types only
-# make soak    the suite with its slow tests and many more examples
+# make soak    the suite with its slow tests and many more examples, and an hour of attack
 # make clean   remove all that these made, .venv too
 
 PYTHON ?= python3
@@ -12,12 +12,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .PHONY: bench test check soak coverage requirements clean
 
-bench: $(VENV)/run.stamp
+# A report is drawn with a library that nothing else needs.
+bench: $(VENV)/$(if $(findstring --report,$(ARGS)),report,run).stamp
 	@$(BIN)/virtblk bench $(ARGS)
 
 test: $(VENV)/dev.stamp
 	@scripts/peers
-	@scripts/test check compiled interpreted checking
+	@scripts/test check compiled interpreted checking attack
 
 check soak coverage: $(VENV)/dev.stamp
 	@scripts/test $@
@@ -38,7 +39,7 @@ $(VENV)/%.stamp: requirements/%.txt pyproject.toml | $(VENV)/made
 
 # Pins anew, for every platform and Python at once; needs uv.
 requirements:
-	@for name in run dev; do \
+	@for name in run report dev; do \
 	    UV_CUSTOM_COMPILE_COMMAND="make requirements" $(UV) pip compile -q --upgrade --universal --python-version 3.11 \
 	        --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 	        -o requirements/$$name.txt requirements/$$name.in || exit; \

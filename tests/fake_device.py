@@ -161,6 +161,15 @@ class FakeDevice:
             self._answer(request, answer)
             self.publish(queue=request.queue)
 
+    def complete_all(self, requests: Sequence[Request]) -> None:
+        """Answer held requests of one queue honestly, and show all of them at once."""
+        with self._changed:
+            for request in requests:
+                assert not request.answered
+                request.answered = True
+                self._answer(request, None)
+            self.publish(queue=requests[0].queue)
+
     def put_used(self, head: int, length: int, queue: int = 0) -> None:
         """Any used element at all; `publish` shows it."""
         with self._changed:

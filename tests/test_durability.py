@@ -23,8 +23,8 @@ from virtblk.server import LocalDevice
 from virtblk.storage.filters import FILTERS
 from virtblk.storage.filters.volatile import Volatile
 from virtblk.storage.io_request import Request
+from virtblk.storage.open import open_storage
 from virtblk.storage.request import FLAG_FUA, OP_FLUSH
-from virtblk.storage.storage import open_storage
 from waiting import Background
 
 SECTORS = 24

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ import virtblk
 from virtblk import server
 from virtblk.names import parse_name
 from virtblk.server import ChildDevice, local_device, serial_of
-from virtblk.storage.storage import open_storage
-from waiting import wait_until
+from virtblk.storage.open import open_storage
+from waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.once, pytest.mark.covers]
 
@@ -49,11 +48,11 @@ def test_a_child_serves_one_disk_after_the_other_client() -> None:
 def test_a_second_client_is_refused_while_there_is_one() -> None:
     with ChildDevice("null:1m") as child:
         child.wait_ready()
-        with virtblk.open(f"vhost-user:{child.path}"):
-            began = time.monotonic()
-            with pytest.raises(virtblk.OpenError, match="closed the connection"):
-                virtblk.open(f"vhost-user:{child.path}", timeout=10)
-            assert time.monotonic() - began < 5
+        with (
+            virtblk.open(f"vhost-user:{child.path}"),
+            pytest.raises(virtblk.OpenError, match="closed the connection"),  # and no time-out
+        ):
+            virtblk.open(f"vhost-user:{child.path}")
         virtblk.open(f"vhost-user:{child.path}").close()
 
 
@@ -107,7 +106,7 @@ def test_a_child_goes_when_it_is_told_to(way: str) -> None:
             child.process.stdin.close()
         else:
             child.process.terminate()
-        assert child.process.wait(10) == 0
+        assert child.process.wait(PATIENCE) == 0
         assert not Path(child.path).exists()
         with pytest.raises(virtblk.DeviceError):
             disk.pread(512, 0)

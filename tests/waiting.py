@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 #: Seconds after which a test is not going to get what it waits for.
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 
 
 def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:

@@ -32,6 +32,14 @@ def check_json(target: str) -> None:
     check_writable("--json", target)
 
 
+def write_text(option: str, target: str, text: str) -> None:
+    """Write to a file as UTF-8; what cannot be said in it is escaped. Raises UsageError where it cannot be written."""
+    try:
+        Path(target).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UsageError(f"{option} {target!r}: {error.strerror}") from error
+
+
 def write_json(target: str, value: dict[str, Any]) -> None:
     """Write to a file, or to standard output for `-`. Raises UsageError where the file cannot be written."""
     text = json.dumps(value, indent=2) + "\n"

@@ -33,7 +33,8 @@ from virtblk.mem.guest_memory import GuestMemory
 from virtblk.names import DiskName, parse_name
 from virtblk.server_metrics import Accounts, CountedDevice
 from virtblk.storage.filters import apply_filters, only_read
-from virtblk.storage.storage import Storage, open_storage
+from virtblk.storage.open import open_storage
+from virtblk.storage.storage import Storage
 from virtblk.uapi.virtio_ring import VRING_MAX_NUM
 from virtblk.vhost_user.backend import Backend
 from virtblk.vhost_user.connection import Connection

@@ -6,6 +6,7 @@ import pytest
 
 from virtblk.bench.job import WORKLOADS
 from virtblk.bench.posting import PRESETS, posted, posted_change
+from virtblk.names import parse_size
 
 
 def rounded(name: str, **where: str) -> list[int]:
@@ -40,9 +41,12 @@ def test_cells_have_the_names_of_the_bench() -> None:
     assert cell.iops_per_cpu == pytest.approx(233991 / 7.7792)
 
 
-def test_the_load_is_what_the_figures_say() -> None:
-    """Little's law: IOPS times latency is what is in flight."""
-    preset = PRESETS["posting-ramdisk"]
-    in_flight = [cell.iops * cell.clat_mean_us / 1e6 for cell in posted().values()]
-    assert preset["numjobs"] * preset["iodepth"] == pytest.approx(sum(in_flight) / len(in_flight), rel=0.25)
-    assert preset["bs"] == "512"
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_load_is_what_the_figures_say(name: str) -> None:
+    """Little's law: IOPS times latency is what is in flight. Bandwidth by IOPS is the block size."""
+    preset = PRESETS[name]
+    options = preset.options
+    in_flight = [cell.iops * cell.clat_mean_us / 1e6 for cell in posted(preset.disk, preset.vmm).values()]
+    assert options["numjobs"] * options["iodepth"] == pytest.approx(sum(in_flight) / len(in_flight), rel=0.25)
+    sizes = [cell.block_size for cell in posted(preset.disk, preset.vmm).values()]
+    assert sizes == pytest.approx([parse_size(options["bs"])] * 8, rel=0.01)

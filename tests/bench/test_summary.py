@@ -6,11 +6,11 @@ import io
 
 import pytest
 
-from bench.harness import a_run
 from bench.test_comparison import arm
 from virtblk.bench.bootstrap import Estimate
 from virtblk.bench.comparison import Comparison, compare
-from virtblk.bench.summary import change_text, percent, print_preset, print_summary
+from virtblk.bench.posting import PRESETS
+from virtblk.bench.summary import change_text, percent, print_summary
 
 
 def printed(comparisons: list[Comparison], confidence: float = 95.0) -> str:
@@ -60,6 +60,15 @@ def test_the_postings_summary() -> None:
     ]
 
 
+def test_several_paths_share_their_columns() -> None:
+    text = printed(compare([arm(0, "request"), arm(1, "bio", iops=125.0), arm(2, "mq", iops=150.0)], 95.0))
+    heading, *rows = text.strip("\n").split("\n\n")[0].splitlines()
+    for word in ("mean clat, path/base - 1", "as posted, base/path - 1"):
+        assert heading.count(word) == 1
+    assert [row.split()[2] for row in rows] == ["bio", "mq"]
+    assert [row.split()[4::3] for row in rows] == [["+25.0%", "-20.0%", "+25.0%"], ["+50.0%", "-33.3%", "+50.0%"]]
+
+
 def test_arms_on_one_path_have_numbers_and_the_posting_no_word() -> None:
     text = printed(compare([arm(0, "bio"), arm(1, "bio")], 99.0), 99.0)
     assert "bio#0 -> bio#1" in text
@@ -78,18 +87,11 @@ def test_nothing_compared_is_nothing_printed() -> None:
     assert printed([]) == ""
 
 
-def test_ours_beside_the_postings() -> None:
+def test_a_preset_says_which_disk_was_posted() -> None:
     out = io.StringIO()
-    print_preset([a_run(path="request", workload="write"), a_run(path="bio", workload="read")], out)
-    _, table, note = out.getvalue().strip("\n").partition("path")
-    first, second = note.split("\n\n")[0].splitlines()[1:]
-    assert first.split() == ["request", "write", "250k", "161k", "20.0us", "78.0ms", "500k", "23.7k"]
-    assert second.split() == ["bio", "read", "250k", "234k", "20.0us", "58.7ms", "500k", "30.1k"]
-    assert table
-    assert "256 jobs x 64 deep and a ring of 256 are inferred" in out.getvalue()
-
-
-def test_the_preset_without_a_run() -> None:
-    out = io.StringIO()
-    print_preset([], out)
-    assert out.getvalue() == ""
+    found = compare([arm(0, "request"), arm(1, "bio", iops=125.0)], 95.0)
+    print_summary(found, 95.0, out, PRESETS["posting-fusion-io"])
+    text = out.getvalue()
+    assert "posted, fusion-io" in text
+    assert "+47.8%" in text.split()
+    assert text.endswith("posted: change in IOPS per guest CPU on the Fusion-io card, 2012\n")

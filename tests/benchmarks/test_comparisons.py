@@ -1,4 +1,4 @@
-"""benchmarks/aa.py, two_devices.py and headline.py: they run, they end, and they say what they found."""
+"""benchmarks/aa.py, two_devices.py, headline.py and reorder.py: they run, they end, and they say what they found."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their types up
     spec.loader.exec_module(module)
     return module
 
@@ -93,12 +94,47 @@ def test_the_headline_has_two_tables_and_a_verdict() -> None:
     assert re.fullmatch(pattern, verdicts[-1])
 
 
+def test_reorder_has_four_cases_and_two_verdicts() -> None:
+    """So short that anything may come out; the status is what the verdicts say."""
+    result = run("reorder", "--speed", "100", "--rounds", "8", "--slice", "0.02")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("randread on sim:sata?depth=1&speed=100, 250 in flight; scheduler=deadline"), result
+    assert lines[0].endswith("nr_requests=256, read_expire=5")
+    pattern = rf"reorder=(off|on) +(32|128)( +[\d.]+k? \[[\d.]+k?, [\d.]+k?\]){{2}} +{CHANGE}"
+    cases = [re.fullmatch(pattern, line.rstrip()) for line in lines[3:7]]
+    assert [case and case.group(1, 2) for case in cases] == [("off", "32"), ("off", "128"), ("on", "32"), ("on", "128")]
+    assert lines[8].startswith("reorder=off ring=32: request is faster than bio: ")
+    assert lines[9].startswith("reorder=on ring=128: within 3% of each other: ")
+    assert len(lines) == 10
+    assert result.returncode == (1 if any(line.endswith("NO") for line in lines[8:]) else 0)
+
+
+def test_what_reorder_concludes() -> None:
+    module = load("reorder")
+
+    def cases(alone: float, by_host: float) -> list[object]:
+        made = []
+        for reorder, ring, bio in (("off", 32, alone), ("off", 128, 1.0), ("on", 32, 1.0), ("on", 128, by_host)):
+            case = module.Case(reorder, ring, None)
+            case.iops = {"request": [100.0] * 8, "bio": [bio * 100.0] * 8}.__getitem__
+            made.append(case)
+        return made
+
+    def holds(alone: float, by_host: float) -> list[bool]:
+        return [found for _, found in module.verdicts(cases(alone, by_host), 95.0)]
+
+    assert holds(0.5, 0.98) == [True, True]
+    assert holds(1.0, 1.02) == [False, True]
+    assert holds(0.9, 0.96) == [True, False]
+    assert holds(0.9, 1.04) == [True, False]
+
+
 @pytest.mark.parametrize(
     ("name", "words", "says"),
     [
         ("aa", ["--repetitions", "0"], "--repetitions 0"),
         ("aa", ["--repetitions", "x"], "--repetitions 'x'"),
-        ("aa", ["--paths", "mq"], "--path mq"),
+        ("aa", ["--paths", "cfq"], "--path 'cfq' is no path"),
         ("aa", ["--rw", "reed"], "--rw 'reed'"),
         ("aa", ["--bs", "5"], "--bs 5"),
         ("aa", ["--confidence", "100"], "--confidence 100"),
@@ -109,6 +145,10 @@ def test_the_headline_has_two_tables_and_a_verdict() -> None:
         ("two_devices", ["--slice", "0"], "--slice 0"),
         ("two_devices", ["--rw", "read,write"], "--rw read,write: give one workload"),
         ("two_devices", ["floppy:1"], "disk 'floppy:1'"),
+        ("reorder", ["--rounds", "7"], "--rounds 7"),
+        ("reorder", ["--slice", "0"], "--slice 0"),
+        ("reorder", ["--speed", "0"], "--speed 0"),
+        ("reorder", ["--depth", "0"], "depth '0'"),
         ("headline", ["--rw", "reed"], "--rw 'reed'"),
         ("headline", ["--runtime", "-1"], "--runtime -1"),
         ("headline", ["vhost-user:/nowhere"], "vhost-user:/nowhere: cannot connect"),

@@ -103,6 +103,12 @@ class Both:
         assert self.real.q.state[0]["in_use"] == self.twin.in_use
         assert self.real.q.state[0]["sorted"] == len(self.twin.fifo)
 
+    def insert(self, *bios: tuple[int, int, int]) -> None:
+        """Each bio (op, sector, sectors) submitted and flushed into the elevator by itself."""
+        for op, sector, sectors in bios:
+            self.submit(0, op, sector, sectors, 1, plain=True)
+            self.step(FLUSH, 0, 0, 0, 1, 1)
+
     def drain(self) -> None:
         for sub in range(2):
             self.step(FLUSH, sub, 0, 0, 1, 1)
@@ -149,14 +155,12 @@ def test_a_dense_mixture_agrees_with_the_twin_for_long(deadline: bool) -> None:
 
 
 def blocked(elevator: bool, *bios: tuple[int, int, int], **settings: int) -> Both:
-    """Each bio (op, sector, sectors) submitted and flushed into the elevator by itself."""
+    """A queue with these bios, each inserted by itself."""
     both = Both()
     both.step(SWITCH, int(elevator), 0, 0, 1, 1)
     for name, value in settings.items():
         both.set(name, value)
-    for op, sector, sectors in bios:
-        both.submit(0, op, sector, sectors, 1, plain=True)
-        both.step(FLUSH, 0, 0, 0, 1, 1)
+    both.insert(*bios)
     return both
 
 
@@ -201,3 +205,23 @@ def test_a_switch_keeps_the_order_of_the_old_elevator_and_what_comes_later_behin
     both.submit(0, 0, 0, 1, 1, plain=True)
     both.step(FLUSH, 0, 0, 0, 1, 1)
     assert order(both) == [[0], [2], [1], [3]]
+
+
+def test_a_request_that_is_swallowed_leaves_its_deadline_and_the_batch_goes_on_behind_it() -> None:
+    """It was next, and older than the one that took it over."""
+    both = blocked(True, (0, 0, 1), (0, 10, 2), (0, 17, 1))
+    both.step(START, 0, 0, 0, 1, 1)
+    both.insert((0, 3, 5), (0, 8, 2))
+    assert both.real.q.state[0]["rq_merges"] == 1
+    both.insert((0, 1, 1))
+    both.drain()
+    assert both.ended[0] == 0
+    assert sorted(both.ended) == list(range(6))
+
+
+def test_a_request_that_grows_to_its_front_joins_the_one_before() -> None:
+    """The last that took a bio is asked first: it meets its neighbour with the bio in between."""
+    both = blocked(True, (0, 3, 2), (0, 9, 2), (0, 11, 1), (0, 5, 4))
+    assert both.real.q.state[0]["rq_merges"] == 1
+    both.drain()
+    assert both.ended == [0, 3, 1, 2]

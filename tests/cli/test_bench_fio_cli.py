@@ -64,7 +64,7 @@ def test_a_disk_that_is_none_or_several(text: str, says: str) -> None:
         (("--json", "-"), "--json: not with --job; the job file says what to do"),
         (("--compare", "a", "b"), "--compare: not with --job; the job file says what to do"),
         (("--path", "request,bio"), "--path request,bio: a job file runs on one path; give one of them"),
-        (("--path", "fast"), "--path 'fast' is no path; give request or bio"),
+        (("--path", "fast"), "--path 'fast' is no path; give request, bio, mq, auto"),
         (("--output-format", "terse"), "argument --output-format: invalid choice: 'terse'"),
     ],
 )
@@ -87,6 +87,7 @@ def test_a_mistake_in_the_file_is_one_line(job: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.once
+@pytest.mark.covers
 def test_a_mistake_that_the_disk_shows_is_one_line(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job.write_text("[a]\nsize=2m\n")
     assert complaint(capsys, "bench", "ram:1m", "--job", str(job)) == f"{job}:2: size=2m: more than ram:1m has (1m)"
@@ -96,6 +97,7 @@ def test_a_mistake_that_the_disk_shows_is_one_line(job: Path, capsys: pytest.Cap
 
 
 @pytest.mark.once
+@pytest.mark.covers
 @pytest.mark.parametrize("path", ["bio", "request"])
 def test_a_table_of_a_run(job: Path, path: str, capsys: pytest.CaptureFixture[str]) -> None:
     job.write_text("[global]\ndirect=1\nsize=64k\n[one]\nrw=write\nfsync=4\n[two]\nstonewall\n")
@@ -115,6 +117,7 @@ def test_a_table_of_a_run(job: Path, path: str, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.once
+@pytest.mark.covers
 def test_json_is_alone_on_standard_output(job: Path) -> None:
     status, out, err = virtblk("bench", "ram:1m", "--job", str(job), "--output-format", "json")
     value = json.loads(out)
@@ -129,6 +132,7 @@ def test_json_is_alone_on_standard_output(job: Path) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.covers
 def test_errors_are_told_and_are_the_exit_status(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job.write_text("[a]\nsize=64k\nverify=crc32c\n")
     assert main(["bench", "ram:1m", "--job", str(job)]) == 1
@@ -140,6 +144,7 @@ def test_errors_are_told_and_are_the_exit_status(job: Path, capsys: pytest.Captu
 
 
 @pytest.mark.once
+@pytest.mark.covers
 def test_an_interrupt_ends_the_run_and_tells_what_was_done(job: Path) -> None:
     job.write_text("[a]\nbs=4k\nruntime=600s\ntime_based\n[b]\nstonewall\n")
     with Command("bench", "ram:1m", "--job", str(job)) as command:

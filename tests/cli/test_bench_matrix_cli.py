@@ -36,6 +36,7 @@ def test_a_matrix_ends_with_a_recommendation_per_disk(tmp_path: Path) -> None:
     assert [one["disk"] for one in value["recommendations"]] == ["ram:1m", "null:1m"]
 
 
+@pytest.mark.covers
 def test_a_sweep_has_a_run_per_value() -> None:
     words = ("--sweep", "iodepth=1,2,4,...,8", "--path", "bio", *QUICK, "--json", "-")
     status, out, err = virtblk("bench", "null:1m", *words)
@@ -46,6 +47,7 @@ def test_a_sweep_has_a_run_per_value() -> None:
     assert "null:1m: IOPS\nworkload   path  iodepth=1  iodepth=2  iodepth=4  iodepth=8\n" in err
 
 
+@pytest.mark.covers
 def test_ctrl_c_ends_a_matrix_with_what_was_measured(tmp_path: Path) -> None:
     target = tmp_path / "out.json"
     words = ("--matrix", "--disks", "null:1m,null:2m", "--runtime", "120", "--json", str(target))

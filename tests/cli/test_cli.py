@@ -330,6 +330,20 @@ def test_regression_ctrl_c_in_a_finalizer_is_not_lost(capsys: Capture, monkeypat
     assert capsys.readouterr().err == ""
 
 
+def test_regression_ctrl_c_while_an_error_is_told_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come a little later than it was sent, and then when the command is over."""
+
+    def run(options: Any) -> int:
+        raise OpenError(errno.ENODEV, "the device did not come up")
+
+    def complain(error: BaseException, status: int) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("virtblk.cli.info.run", run)
+    monkeypatch.setattr(cli, "_complain", complain)
+    assert main(["info", "ram:1m"]) == 130
+
+
 def test_a_command_leaves_the_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 

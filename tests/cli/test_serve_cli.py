@@ -105,6 +105,7 @@ def test_a_signal_before_it_is_ready_ends_it_too(sock: Path, log: Path, signo: i
         assert "Traceback" not in serving.log
 
 
+@pytest.mark.covers
 def test_what_the_options_say_shows_at_the_client(sock: Path, log: Path) -> None:
     words = ("--queues", "3", "--serial", "number 5", "--read-only", "--socket-mode", "660", "--poll-us", "0")
     with Serving("ram:1m", "--socket-path", str(sock), *words, "--queue-size", "64", log=log):
@@ -117,12 +118,14 @@ def test_what_the_options_say_shows_at_the_client(sock: Path, log: Path) -> None
             virtblk.open(f"vhost-user:{sock}", queue_size=128)
 
 
+@pytest.mark.covers
 def test_it_runs_where_it_is_told_to(sock: Path, log: Path) -> None:
     cpu = min(os.sched_getaffinity(0))
     with Serving("ram:1m", "--socket-path", str(sock), "--cpus", str(cpu), log=log) as serving:
         assert os.sched_getaffinity(serving.pid) == {cpu}
 
 
+@pytest.mark.covers
 def test_logs_can_be_json(sock: Path, log: Path) -> None:
     with Serving("ram:1m", "--socket-path", str(sock), "--log-format", "json", log=log, wait=False) as serving:
         wait_until(lambda: is_listening(sock) or serving.process.poll() is not None, 300)
@@ -153,6 +156,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
         yield made
 
 
+@pytest.mark.covers
 def test_an_inherited_listening_socket(sock: Path, log: Path) -> None:
     with listening(sock) as made:
         fd = made.fileno()
@@ -318,6 +322,7 @@ def restored_fd(fd: int, other: int) -> Iterator[None]:
 # --metrics.
 
 
+@pytest.mark.covers
 def test_metrics_count_requests_over_all_sessions(sock: Path, log: Path) -> None:
     words = ("--socket-path", str(sock), "--queues", "2", "--metrics", "0")
     with Serving("ram:1m", *words, log=log) as serving:

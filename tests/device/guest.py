@@ -30,7 +30,8 @@ from naive.virtio_blk import (
 from virtblk.mem import shm
 from virtblk.names import parse_name
 from virtblk.server import LocalDevice
-from virtblk.storage.storage import Storage, open_storage
+from virtblk.storage.open import open_storage
+from virtblk.storage.storage import Storage
 from virtblk.vhost_user.frontend import Frontend, Region
 from waiting import PATIENCE
 

@@ -19,8 +19,9 @@ from virtblk.jit.io_uring import unavailable
 from virtblk.jit.table import Table
 from virtblk.names import parse_name
 from virtblk.storage.filters import apply_filters
+from virtblk.storage.open import open_storage
 from virtblk.storage.request import REQUEST_DTYPE
-from virtblk.storage.storage import Storage, open_storage
+from virtblk.storage.storage import Storage
 
 #: As `OP_*` says, once more.
 READ, WRITE, FLUSHED, REFUSED, IDENTIFIED, DISCARDED, ZEROED = range(7)

@@ -30,7 +30,7 @@ from naive.virtio_blk import (
     WRITE_ZEROES,
 )
 from virtblk.names import parse_name
-from virtblk.storage.storage import open_storage
+from virtblk.storage.open import open_storage
 
 SERIAL = b"device under test"
 CAPACITY = 64  # sectors

@@ -41,8 +41,9 @@ from virtblk.device.virtio_blk import VirtioBlkDevice
 from virtblk.errors import UsageError
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.names import parse_name
+from virtblk.storage.open import open_storage
 from virtblk.storage.request import FLAG_FUA, FLAG_UNMAP
-from virtblk.storage.storage import Storage, open_storage
+from virtblk.storage.storage import Storage
 from virtblk.vhost_user.backend import Backend
 from virtblk.vhost_user.connection import Connection, ConnectionClosed
 from virtblk.vhost_user.frontend import Frontend, RequestRefused
@@ -290,14 +291,14 @@ def served(path: Path, disk: str = "ram:1m") -> Iterator[str]:
 
 def test_a_second_client_is_refused_and_the_next_one_is_served(tmp_path: Path) -> None:
     with served(tmp_path / "s") as path:
-        with Connection.connect(path, 5) as first:
-            assert Frontend(first, 5).get_features() & VERSION_1
-            with Connection.connect(path, 5) as second, pytest.raises(ConnectionClosed):
-                Frontend(second, 5).get_features()
-            assert Frontend(first, 5).get_queue_num() == 1
+        with Connection.connect(path, PATIENCE) as first:
+            assert Frontend(first, PATIENCE).get_features() & VERSION_1
+            with Connection.connect(path, PATIENCE) as second, pytest.raises(ConnectionClosed):
+                Frontend(second, PATIENCE).get_features()
+            assert Frontend(first, PATIENCE).get_queue_num() == 1
         for _ in range(3):
-            with Connection.connect(path, 5) as conn:
-                assert Frontend(conn, 5).get_features() & VERSION_1
+            with Connection.connect(path, PATIENCE) as conn:
+                assert Frontend(conn, PATIENCE).get_features() & VERSION_1
 
 
 @pytest.mark.parametrize("sent", [b"", b"\1\0\0\0", struct.pack("<III", 5, 1, 40) + bytes(8), b"GET / HTTP/1.1\r\n"])
@@ -307,5 +308,5 @@ def test_clients_that_die_in_the_middle_of_a_message_leave_it_ready(tmp_path: Pa
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(path)
                 sock.sendall(sent)
-        with Connection.connect(path, 5) as conn:
-            assert Frontend(conn, 5).get_features() & VERSION_1
+        with Connection.connect(path, PATIENCE) as conn:
+            assert Frontend(conn, PATIENCE).get_features() & VERSION_1

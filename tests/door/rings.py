@@ -23,7 +23,7 @@ from naive.virtio_blk import OK, OUT
 from virtblk.device.virtio_blk import VirtioBlkDevice
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.names import parse_name
-from virtblk.storage.storage import open_storage
+from virtblk.storage.open import open_storage
 from virtblk.vhost_user.backend import Backend
 from virtblk.vhost_user.connection import Connection
 from virtblk.vhost_user.listener import Listener

@@ -438,7 +438,7 @@ def test_a_sequence_of_flushes_is_not_late_as_long_as_none_of_them_is(poll_us: i
     """Six FLUSHes and the writes between them, on behalf of three submitters: only what the device has can be late."""
     with (
         FakeDevice(lambda request: time.sleep(0.4) if request.type == FLUSH else None) as device,
-        driver(device, path="mq", submitters=3, poll_us=poll_us, timeout=1) as opened,
+        driver(device, path="mq", submitters=3, poll_us=poll_us, timeout=2) as opened,
         ThreadPoolExecutor(3) as pool,
     ):
         jobs = [pool.submit(write, opened, 10 * sub, b"x" * 512, flags=REQ_FUA, sub=sub) for sub in range(3)]

@@ -48,7 +48,7 @@ def replayed(nursery: Nursery, defect: str, path: str) -> Report:
 @pytest.mark.parametrize(
     ("defect", "attacker", "kind", "steps", "note"),
     [
-        ("crash-on-ring-size-0", FRONT_END, case.CRASH, 1, "SET_VRING_NUM"),
+        pytest.param("crash-on-ring-size-0", FRONT_END, case.CRASH, 1, "SET_VRING_NUM", marks=pytest.mark.covers),
         ("crash-on-one-byte", GUEST, case.CRASH, 1, "length 1,"),
         # Interpreted, to look through all that came before takes too long.
         pytest.param("mirror-writes", GUEST, case.WRONG, 1, "request", marks=pytest.mark.compiled),

@@ -189,6 +189,7 @@ def test_nowhere_to_write_is_no_error(tmp_path: Path, where: str) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.covers
 def test_without_a_place_for_the_cache_kernels_compile_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for _ in range(2):

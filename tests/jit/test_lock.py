@@ -33,6 +33,7 @@ from virtblk.jit.lock import (
     wake_up,
 )
 from virtblk.mem.shm import Words
+from waiting import PATIENCE
 
 NS = 1_000_000_000
 ETIMEDOUT = -errno.ETIMEDOUT
@@ -46,7 +47,7 @@ def start(count: int, body: Callable[..., object], *arguments: object) -> list[t
 
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -129,7 +130,7 @@ def test_who_finds_it_held_sleeps_and_is_woken() -> None:
     assert load_i64(counter) == 0
     mutex_unlock(lock)
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert load_i64(counter) == 3
 
@@ -144,7 +145,7 @@ def test_unlock_wakes_who_sleeps() -> None:
     until(lambda: asleep(threads[0]))
     time.sleep(0.02)
     mutex_unlock(lock)
-    threads[0].join(10)
+    threads[0].join(PATIENCE)
     assert results == [0]
 
 
@@ -187,7 +188,7 @@ def test_one_waiter_is_woken_at_a_time() -> None:
         assert load_acquire_u32(queue + WAIT_SLEEPERS) == 5 - expected
     wake_up(queue, 1 << 30)
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert load_acquire_u32(queue + WAIT_SLEEPERS) == 0
 

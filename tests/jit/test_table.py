@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numba import typeof
 from numba.core import config
 from numba.core.errors import TypingError
 
@@ -83,6 +84,13 @@ def test_a_table_at_an_address() -> None:
     address = int(array.ctypes.data)
     assert sum_at(address + 8, 3) == 101 + 102 + 103
     assert table_at(address, 10, INT64).tolist() == array.tolist()
+
+
+def test_a_kernel_tells_tables_by_their_elements() -> None:
+    """And by nothing else: a kernel is not compiled anew for another length."""
+    assert typeof(Table(4)) == typeof(Table(8)[2:4])
+    assert typeof(Table(4)) != typeof(Table(4, PAIR))
+    assert typeof(Table(4, PAIR)) == typeof(Table(1, PAIR))
 
 
 @pytest.mark.compiled

@@ -14,6 +14,7 @@ from virtblk.jit.kernel import INTERPRETED, kernel
 from virtblk.jit.libc import eventfd_signal, poll_out
 from virtblk.jit.threads import end_thread, start_thread
 from virtblk.mem.shm import Words
+from waiting import PATIENCE
 
 FULL = 2**64 - 2
 
@@ -40,7 +41,7 @@ def test_regression_a_thread_in_a_blocked_write_comes_back_to_end() -> None:
     try:
         assert poll_out(fd) == 0, "who asks first does not get caught"
         thread = start_thread(work, name="caught")
-        assert entered.wait(5)
+        assert entered.wait(PATIENCE)
         time.sleep(0.1)
         assert not results, "it blocks"
         if not INTERPRETED:

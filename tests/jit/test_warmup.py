@@ -30,7 +30,7 @@ class Stream(io.StringIO):
 
 
 class Clock:
-    """Stands for the time module."""
+    """Stands for the time module, where kernels are compiled; the events are the same where they are not."""
 
     now = 1000.0
 
@@ -42,6 +42,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(warmup, "time", clock)
+    monkeypatch.setattr(warmup, "INTERPRETED", False)
     return clock
 
 
@@ -63,7 +64,6 @@ def test_what_is_quick_says_nothing(clock: Clock, tty: bool) -> None:
     assert stream.getvalue() == ""
 
 
-@pytest.mark.compiled
 def test_a_log_gets_a_line_every_five_seconds(clock: Clock) -> None:
     stream = Stream(False)
     with progress(stream):
@@ -78,7 +78,6 @@ def test_a_log_gets_a_line_every_five_seconds(clock: Clock) -> None:
     assert lines == 3
 
 
-@pytest.mark.compiled
 def test_a_terminal_has_its_line_rewritten(clock: Clock) -> None:
     stream = Stream(True)
     with progress(stream):
@@ -93,7 +92,6 @@ def test_a_terminal_has_its_line_rewritten(clock: Clock) -> None:
     ]
 
 
-@pytest.mark.compiled
 def test_after_the_body_nothing_is_reported(clock: Clock) -> None:
     """Nor after a body that failed, which still gets its last line."""
     stream = Stream(False)
@@ -111,7 +109,6 @@ def test_after_the_body_nothing_is_reported(clock: Clock) -> None:
     assert stream.getvalue() == text
 
 
-@pytest.mark.compiled
 def test_who_compiles_is_named(clock: Clock) -> None:
     """A child says that it is the child."""
     stream = Stream(False)
@@ -120,7 +117,6 @@ def test_who_compiles_is_named(clock: Clock) -> None:
     assert [line.split(":")[0] for line in stream.getvalue().splitlines()] == ["virtblk device"] * 2
 
 
-@pytest.mark.compiled
 def test_the_last_line_covers_the_one_before(clock: Clock) -> None:
     stream = Stream(True)
     with progress(stream):
@@ -137,6 +133,14 @@ def test_real_compilations_are_counted(clock: Clock) -> None:
         clock.now = 1002.0
         numba.njit(lambda x: x + 1)(1)
     assert "compiling for this machine, once: 1 functions, 2 s" in stream.getvalue()
+
+
+def test_interpreted_there_is_nothing_to_tell(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "INTERPRETED", True)
+    stream = Stream(False)
+    with progress(stream):
+        compile_at(clock, 0, 2, 9)
+    assert stream.getvalue() == ""
 
 
 def test_standard_error_is_the_default(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

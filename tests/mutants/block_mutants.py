@@ -247,7 +247,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     mutant(
         "unknown_type_ok",
-        "blk.unknown-type blk.unknown-type-data",
+        "blk.unknown-type blk.unknown-type-data blk.erase-unoffered blk.lifetime-unoffered blk.scsi-command",
         "A request of an unknown type is OK.",
         REQUEST,
         _UNKNOWN,
@@ -285,6 +285,14 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         REQUEST,
         "kind = load_u32(header + OUTHDR_TYPE)",
         "kind = load_u32(header + OUTHDR_TYPE) & 0xFFFF",
+    ),
+    mutant(
+        "type_u31",
+        "blk.legacy-barrier",
+        "Bit 31 of the type is ignored.",
+        REQUEST,
+        "kind = load_u32(header + OUTHDR_TYPE)",
+        "kind = load_u32(header + OUTHDR_TYPE) & 0x7FFFFFFF",
     ),
     # GET_ID.
     mutant(
@@ -378,9 +386,9 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "blk.write-in-place",
         "A write changes the first byte of the sector after it.",
         MEMORY,
-        "                guest_read(mem, at, piece_addr[p], piece_len[p])\n                at += piece_len[p]\n",
-        "                guest_read(mem, at, piece_addr[p], piece_len[p])\n                at += piece_len[p]\n"
-        "            fill(at, 0x5A, 1)\n",
+        "            guest_read(mem, at, piece_addr[p], piece_len[p])\n            at += piece_len[p]\n",
+        "            guest_read(mem, at, piece_addr[p], piece_len[p])\n            at += piece_len[p]\n"
+        "        fill(at, 0x5A, 1)\n",
     ),
     mutant(
         "unknown_type_writes",

@@ -12,7 +12,7 @@ from virtblk.device.virtio_blk import VirtioBlkDevice
 from virtblk.mem.guest_memory import GuestMemory
 from virtblk.names import parse_name
 from virtblk.storage.filters import apply_filters
-from virtblk.storage.storage import open_storage
+from virtblk.storage.open import open_storage
 from virtblk.uapi.vhost_user import PROTOCOL_FEATURE_NAMES, VHOST_USER_F_PROTOCOL_FEATURES
 from virtblk.vhost_user.backend import PROTOCOL_FEATURES
 

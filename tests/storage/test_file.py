@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import random
+import termios
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -206,6 +207,96 @@ def test_what_a_block_device_tells(image: Path, monkeypatch: pytest.MonkeyPatch)
     opened(image, "?read_only=on").close()
 
 
+def test_what_the_block_layer_tells_of_its_disks() -> None:
+    """Each disk that this machine has, and a number that is none."""
+    limit = "logical_block_size"
+    for directory in Path("/sys/dev/block").iterdir():
+        known = [path for path in (directory / "queue" / limit, directory / ".." / "queue" / limit) if path.exists()]
+        if known:
+            device = os.makedev(*map(int, directory.name.split(":")))
+            assert file_module._queue_limit(device, limit) == int(known[0].read_text())
+    assert file_module._queue_limit(os.makedev(4095, 0), limit) == 0
+
+
+def test_what_a_driver_does_not_know_is_0(image: Path) -> None:
+    """FIONREAD stands for a question that has an answer: how much there is to read."""
+    reader, writer = os.pipe()
+    os.write(writer, b"12345")
+    assert file_module._ioctl(reader, termios.FIONREAD, "i") == 5
+    os.close(reader)
+    os.close(writer)
+    with image.open("rb") as file:
+        assert file_module._ioctl(file.fileno(), file_module._BLKIOMIN, "I") == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "least", "logical", "expected"),
+    [
+        ((4, 512), 512, 512, (4, 512)),
+        ((0, 0), 512, 512, (512, 512)),
+        ((0, 0), 512, 4096, (4096, 4096)),
+        ((0, 0), 4096, 512, (4096, 4096)),
+        ((4, 0), 8192, 512, (4096, 4096)),  # nothing works: a page is as good as anything
+    ],
+)
+def test_alignment_is_what_the_system_tells_or_what_works(
+    told: tuple[int, int],
+    least: int,
+    logical: int,
+    expected: tuple[int, int],
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = os.preadv
+
+    def strict(fd: int, pieces: Sequence[memoryview], offset: int) -> int:
+        if len(pieces[0]) % least:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, pieces, offset)
+
+    monkeypatch.setattr(file_module, "dio_alignment", lambda fd: told)
+    monkeypatch.setattr(file_module.os, "preadv", strict)
+    with image.open("rb") as file:
+        assert file_module._alignment(file.fileno(), logical) == expected
+
+
+def test_a_file_that_cannot_be_read_has_no_alignment(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_module, "dio_alignment", lambda fd: (0, 0))
+    with image.open("ab") as file, pytest.raises(OSError, match="Bad file descriptor"):
+        file_module._alignment(file.fileno(), 512)
+
+
+def test_without_proc_a_description_is_a_duplicate(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not where it has to differ: the page cache beside direct I/O."""
+    with closing(opened(image)) as disk:
+
+        def refuse(path: str, flags: int) -> int:
+            raise OSError(errno.ENOENT, "No such file or directory")
+
+        monkeypatch.setattr(file_module.os, "open", refuse)
+        fd = disk.description()
+        assert os.path.sameopenfile(fd, disk._fd)
+        os.close(fd)
+        with pytest.raises(FileNotFoundError):
+            disk.description(direct=False)
+        monkeypatch.undo()
+
+
+def test_a_disk_without_a_second_description_is_not_opened_by_half(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stays open (the suite looks), and the error names the disk."""
+
+    def fail(disk: FileStorage, *, direct: bool = True) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(FileStorage, "description", fail)
+    with pytest.raises(OpenError, match="Too many open files") as caught:
+        opened(image)
+    assert caught.value.errno == errno.EMFILE
+    assert str(image) in str(caught.value)
+
+
 # Operations.
 
 
@@ -370,6 +461,39 @@ def test_a_write_to_a_read_only_disk(image: Path) -> None:
     with closing(opened(image, "?read_only=on")) as disk:
         assert perform(disk, OP_WRITE, offset=0, length=512, pieces=[memoryview(bytes(512))]) == errno.EBADF
         assert perform(disk, OP_FLUSH) == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [
+        ([-errno.EINTR, -errno.EAGAIN, 0], 0),
+        ([-errno.EOPNOTSUPP], errno.EOPNOTSUPP),
+        ([-errno.EINTR] * 1000, errno.EINTR),
+    ],
+)
+def test_an_interrupted_fallocate_is_tried_again_but_not_for_ever(
+    answers: list[int], outcome: int, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(opened(image)) as disk:
+        given = iter(answers)
+        monkeypatch.setattr(file_module, "fallocate", lambda *arguments: next(given))
+        assert disk._fallocate(0, 0, 512) == outcome
+
+
+def test_a_defect_of_ours_leaves_no_guest_waiting(
+    image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors: list[Exception] = [ZeroDivisionError("ours"), MemoryError()]
+
+    def broken(disk: FileStorage, pieces: Sequence[memoryview], offset: int) -> None:
+        raise errors.pop()
+
+    monkeypatch.setattr(FileStorage, "pread", broken)
+    with closing(opened(image)) as disk:
+        disk.start()
+        for expected in (errno.ENOMEM, errno.EIO):
+            assert perform(disk, OP_READ, offset=0, length=512, pieces=[memoryview(bytearray(512))]) == expected
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [f"{disk.name}: a request failed"]
 
 
 def test_an_operation_that_is_none(image: Path) -> None:

@@ -13,10 +13,10 @@ from virtblk.errors import UsageError
 from virtblk.jit import threads
 from virtblk.names import parse_name
 from virtblk.storage.filters import apply_filters
+from virtblk.storage.open import open_storage
 from virtblk.storage.request import KIND_REQUESTS, KIND_SIM, OP_DISCARD, OP_WRITE_ZEROES
 from virtblk.storage.sim.disk import SimStorage, extent
 from virtblk.storage.sim.profiles import PROFILES, parse_profile, seek_curve
-from virtblk.storage.storage import open_storage
 
 MS = 1_000_000
 

@@ -17,6 +17,7 @@ from virtblk.mem.shm import Mapping
 from virtblk.names import parse_name
 from virtblk.storage.memory import memory_execute
 from virtblk.storage.null import null_execute
+from virtblk.storage.open import open_storage
 from virtblk.storage.request import (
     KIND_MEMORY,
     KIND_NULL,
@@ -30,7 +31,7 @@ from virtblk.storage.request import (
     SCRATCH_BYTES,
     give_scratch,
 )
-from virtblk.storage.storage import Storage, open_storage
+from virtblk.storage.storage import Storage
 
 
 def opened(name: str) -> Storage:

@@ -15,6 +15,7 @@ from virtblk.vhost_user.backend import Backend, Vring
 from virtblk.vhost_user.connection import Connection
 from virtblk.vhost_user.frontend import Frontend
 from virtblk.vhost_user.message import Message, decode_u64
+from waiting import PATIENCE
 
 VERSION_1 = 1 << 32
 PROTOCOL_FEATURES = 1 << uapi.VHOST_USER_F_PROTOCOL_FEATURES
@@ -107,7 +108,7 @@ class Session:
         ours, theirs = socket.socketpair()
         self.sock = ours
         self.conn = Connection(ours)
-        self.frontend = Frontend(self.conn, 10)
+        self.frontend = Frontend(self.conn, PATIENCE)
         self.device = device or FakeDevice()
         self.memory = FakeMemory(self.device)
         self.reason = ""
@@ -132,7 +133,7 @@ class Session:
     def ask(self, request: int, payload: bytes = b"", fds: tuple[int, ...] = (), flags: int = ACKED) -> Message:
         """Send any bytes, and return the answer."""
         self.conn.send(request, flags, payload, fds, 10)
-        return self.conn.recv(10)
+        return self.conn.recv(PATIENCE)
 
     def ack(self, request: int, payload: bytes = b"", fds: tuple[int, ...] = ()) -> int:
         """The acknowledgement of a message, which must come in the right form."""
@@ -146,7 +147,7 @@ class Session:
 
     def wait(self) -> str:
         """The end of a session that ends by itself; its reason."""
-        self.thread.join(10)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive()
         if self.error is not None:
             raise self.error
@@ -154,7 +155,7 @@ class Session:
 
     def close(self) -> None:
         self.conn.close()
-        self.thread.join(10)
+        self.thread.join(PATIENCE)
         os.close(self.stop_fd)
         assert not self.thread.is_alive()
         assert not self.device.bases, "a ring was left running"

@@ -40,6 +40,7 @@ from virtblk.vhost_user.backend import MAX_MEM_SLOTS, Backend
 from virtblk.vhost_user.connection import Connection, ConnectionClosed
 from virtblk.vhost_user.frontend import Frontend, Region, RequestRefused
 from virtblk.vhost_user.message import encode_header
+from waiting import PATIENCE
 
 OFFERED = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 15
 U64 = struct.Struct("<Q")
@@ -484,7 +485,7 @@ def test_a_wrong_message_that_wants_no_answer_ends_the_session(why: str, request
     with session() as s:
         s.conn.send(request_id, UNACKED, payload)
         with pytest.raises(ConnectionClosed):
-            s.conn.recv(10)
+            s.conn.recv(PATIENCE)
         assert s.wait().startswith(f"closed: {request_id.name}: ")
         assert s.device.calls == []
 
@@ -508,7 +509,7 @@ def test_a_wrong_question_has_no_answer_so_the_session_ends(request_id: R, paylo
         s.negotiate()
         s.conn.send(request_id, flags, payload)
         with pytest.raises(ConnectionClosed):
-            s.conn.recv(10)
+            s.conn.recv(PATIENCE)
         assert s.wait().startswith(f"closed: {request_id.name}: ")
 
 
@@ -552,7 +553,7 @@ def test_a_descriptor_that_no_message_wants_is_closed(s: Session, fd: int, reque
     if request_id.name.startswith("VHOST_USER_GET") and request_id in (1, 11, 15, 17, 24, 36):
         s.conn.send(request_id, UNACKED, b"", (fd,))
         if request_id == R.VHOST_USER_GET_CONFIG:
-            assert s.conn.recv(10).payload == b""
+            assert s.conn.recv(PATIENCE).payload == b""
         else:
             assert "1 file descriptors, expected 0" in s.wait()
     else:
@@ -578,7 +579,7 @@ def test_too_many_descriptors_are_closed_and_the_message_refused(
         before = open_fds()
         data = encode_header(request_id, ACKED, len(payload)) + payload
         socket.send_fds(s.sock, [data], fds * count)
-        assert s.conn.recv(10).payload == U64.pack(1)
+        assert s.conn.recv(PATIENCE).payload == U64.pack(1)
         assert open_fds() == before
     assert s.memory.regions == {}
 
@@ -588,7 +589,7 @@ def test_a_full_memory_table_with_one_descriptor_too_many_is_refused(s: Session,
     data = encode_header(R.VHOST_USER_SET_MEM_TABLE, ACKED, len(payload)) + payload
     for count, answer in ((9, 1), (8, 0)):
         socket.send_fds(s.sock, [data], [fd] * count)
-        assert s.conn.recv(10).payload == U64.pack(answer)
+        assert s.conn.recv(PATIENCE).payload == U64.pack(answer)
 
 
 def test_descriptors_are_closed_before_the_answer(s: Session, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -680,7 +681,7 @@ def test_stop_fd_ends_a_session_in_the_middle_of_everything(fd: int) -> None:
 def test_a_peer_that_does_not_read_its_replies_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend_module, "REPLY_TIMEOUT", 0.1)
     with session() as s:
-        s.sock.settimeout(5)
+        s.sock.settimeout(PATIENCE)
         with pytest.raises(ConnectionError):
             s.sock.sendall(encode_header(R.VHOST_USER_GET_FEATURES, UNACKED, 0) * 100_000)
         assert s.wait() == "closed: VHOST_USER_GET_FEATURES: the peer left its reply unread for 0.1 s"

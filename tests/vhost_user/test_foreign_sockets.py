@@ -20,6 +20,7 @@ from virtblk.vhost_user.backend import Backend
 from virtblk.vhost_user.connection import Connection
 from virtblk.vhost_user.frontend import Frontend
 from virtblk.vhost_user.message import decode_u64
+from waiting import PATIENCE
 
 CALLS = [R.VHOST_USER_SET_VRING_CALL, R.VHOST_USER_SET_VRING_ERR]
 
@@ -41,17 +42,17 @@ class Named:
         backend = Backend(Connection(accepted), device, FakeMemory(device))
         self.thread = threading.Thread(target=lambda: setattr(self, "reason", backend.run(self.stop_fd)))
         self.thread.start()
-        frontend = Frontend(self.conn, 10)
+        frontend = Frontend(self.conn, PATIENCE)
         frontend.set_protocol_features(frontend.get_protocol_features())
 
     def ack(self, request: R, payload: bytes, fd: int) -> int:
         self.conn.send(request, ACKED, payload, [fd], 10)
-        return decode_u64(self.conn.recv(10).payload)
+        return decode_u64(self.conn.recv(PATIENCE).payload)
 
     def hang_up(self) -> str:
         """Close the peer's end; the back end's reason for going."""
         self.conn.close()
-        self.thread.join(10)
+        self.thread.join(PATIENCE)
         return self.reason
 
 
@@ -61,7 +62,7 @@ def named(tmp_path: Path) -> Iterator[Named]:
     yield made
     made.conn.close()
     os.eventfd_write(made.stop_fd, 1)
-    made.thread.join(10)
+    made.thread.join(PATIENCE)
     assert not made.thread.is_alive()
     os.close(made.stop_fd)
 
@@ -147,4 +148,4 @@ def test_a_channel_for_back_end_requests_is_kept_and_replaced(named: Named) -> N
 
 def test_without_a_channel_there_is_nothing_to_set(named: Named) -> None:
     named.conn.send(R.VHOST_USER_SET_BACKEND_REQ_FD, ACKED, b"", [], 10)
-    assert decode_u64(named.conn.recv(10).payload) == 1
+    assert decode_u64(named.conn.recv(PATIENCE).payload) == 1

@@ -20,6 +20,7 @@ from virtblk.vhost_user.backend import Backend
 from virtblk.vhost_user.connection import Connection, ConnectionClosed
 from virtblk.vhost_user.frontend import Frontend, Region
 from virtblk.vhost_user.listener import Listener, Session, inherited_socket
+from waiting import PATIENCE
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ class Server:
 
     def stop(self) -> None:
         os.eventfd_write(self.stop_fd, 1)
-        self.thread.join(10)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive()
         os.close(self.stop_fd)
 
@@ -146,7 +147,7 @@ def test_a_stale_file_is_replaced(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     assert os.path.exists(path)
-    with Listener(path), Connection.connect(path, 5):
+    with Listener(path), Connection.connect(path, PATIENCE):
         pass
 
 
@@ -185,8 +186,8 @@ def test_an_inherited_socket_is_served_and_its_file_stays(path: str) -> None:
         with Listener.on(inherited) as listener:
             assert listener.path is None
             server = Server(listener)
-            with Connection.connect(path, 5) as conn:
-                assert Frontend(conn, 5).get_queue_num() == 2
+            with Connection.connect(path, PATIENCE) as conn:
+                assert Frontend(conn, PATIENCE).get_queue_num() == 2
             server.stop()
     assert os.path.exists(path)
 
@@ -223,8 +224,8 @@ def test_clients_one_after_the_other(path: str) -> None:
     with serving(path) as server, memfd() as fd:
         before = 0
         for count in range(300):
-            with Connection.connect(path, 5) as conn:
-                frontend = Frontend(conn, 5)
+            with Connection.connect(path, PATIENCE) as conn:
+                frontend = Frontend(conn, PATIENCE)
                 frontend.set_features(frontend.get_features())
                 frontend.set_mem_table([Region(0, 1 << 20, 0x7000_0000, 0, fd)])
                 frontend.start_vring(0, 64, 0, 0x7000_0000, 0x7000_1000, 0x7000_2000, None, None)
@@ -236,15 +237,15 @@ def test_clients_one_after_the_other(path: str) -> None:
 
 
 def test_a_second_client_is_refused_and_the_first_not_disturbed(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    with serving(path) as server, Connection.connect(path, 5) as first:
-        frontend = Frontend(first, 5)
+    with serving(path) as server, Connection.connect(path, PATIENCE) as first:
+        frontend = Frontend(first, PATIENCE)
         assert frontend.get_queue_num() == 2
         for _ in range(5):
             with (
-                Connection.connect(path, 5) as second,
+                Connection.connect(path, PATIENCE) as second,
                 pytest.raises(ConnectionClosed, match="the peer closed the connection"),
             ):
-                second.recv(5)
+                second.recv(PATIENCE)
             assert frontend.get_queue_num() == 2
         assert len(server.devices) == 1
         assert caplog.messages.count(f"a second client (pid {os.getpid()}) is refused: another is being served") == 5
@@ -253,12 +254,12 @@ def test_a_second_client_is_refused_and_the_first_not_disturbed(path: str, caplo
 def test_a_session_that_ends_by_itself_makes_room(path: str) -> None:
     with serving(path) as server:
         for _ in range(50):
-            with Connection.connect(path, 5) as conn:
+            with Connection.connect(path, PATIENCE) as conn:
                 conn.send(99, 1)  # unknown, and not to be acknowledged
                 with pytest.raises(ConnectionClosed):
-                    conn.recv(5)
-                with Connection.connect(path, 5) as after:  # while this one is still open on our side
-                    assert Frontend(after, 5).get_queue_num() == 2
+                    conn.recv(PATIENCE)
+                with Connection.connect(path, PATIENCE) as after:  # while this one is still open on our side
+                    assert Frontend(after, PATIENCE).get_queue_num() == 2
         assert len(server.devices) == 100
 
 
@@ -271,9 +272,9 @@ def test_a_new_client_waits_while_the_old_session_clears_up(path: str) -> None:
 
         def run(self, stop_fd: int) -> str:
             with pytest.raises(ConnectionClosed):
-                self.conn.recv(10)
+                self.conn.recv(PATIENCE)
             clearing.set()
-            assert go_on.wait(10)
+            assert go_on.wait(PATIENCE)
             self.conn.close()
             return "done"
 
@@ -287,10 +288,10 @@ def test_a_new_client_waits_while_the_old_session_clears_up(path: str) -> None:
         return Backend(conn, device, FakeMemory(device))
 
     with serving(path, make_session):
-        Connection.connect(path, 5).close()
-        assert clearing.wait(10)
-        with Connection.connect(path, 5) as conn:
-            frontend = Frontend(conn, 5)
+        Connection.connect(path, PATIENCE).close()
+        assert clearing.wait(PATIENCE)
+        with Connection.connect(path, PATIENCE) as conn:
+            frontend = Frontend(conn, PATIENCE)
             waiting = threading.Timer(0.1, go_on.set)
             waiting.start()
             begin = time.process_time()
@@ -300,11 +301,11 @@ def test_a_new_client_waits_while_the_old_session_clears_up(path: str) -> None:
 
 
 def test_stopping_ends_the_session_too(path: str) -> None:
-    with serving(path) as server, Connection.connect(path, 5) as conn:
-        assert Frontend(conn, 5).get_queue_num() == 2
+    with serving(path) as server, Connection.connect(path, PATIENCE) as conn:
+        assert Frontend(conn, PATIENCE).get_queue_num() == 2
         os.eventfd_write(server.stop_fd, 1)
         with pytest.raises(ConnectionClosed):
-            conn.recv(5)
+            conn.recv(PATIENCE)
 
 
 def test_a_session_that_fails_is_logged_and_the_next_is_served(path: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -325,10 +326,10 @@ def test_a_session_that_fails_is_logged_and_the_next_is_served(path: str, caplog
 
     with serving(path, make_session):
         for _ in range(2):
-            with Connection.connect(path, 5) as conn, pytest.raises(ConnectionClosed):
-                conn.recv(5)
-        with Connection.connect(path, 5) as conn:
-            assert Frontend(conn, 5).get_queue_num() == 2
+            with Connection.connect(path, PATIENCE) as conn, pytest.raises(ConnectionClosed):
+                conn.recv(PATIENCE)
+        with Connection.connect(path, PATIENCE) as conn:
+            assert Frontend(conn, PATIENCE).get_queue_num() == 2
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
         f"no session for a client (pid {os.getpid()})",
         "session failed",
@@ -351,8 +352,8 @@ def test_an_interrupt_of_serve_ends_the_session(path: str, monkeypatch: pytest.M
     device = FakeDevice()
     with (
         Listener(path) as listener,
-        Connection.connect(path, 5),
-        Connection.connect(path, 5),
+        Connection.connect(path, PATIENCE),
+        Connection.connect(path, PATIENCE),
         pytest.raises(KeyboardInterrupt),
     ):
         listener.serve(lambda conn: Backend(conn, device, FakeMemory(device)), stop_fd)
@@ -374,9 +375,9 @@ def test_out_of_descriptors_is_survived(
 
     monkeypatch.setattr(socket.socket, "accept", failing)
     monkeypatch.setattr(listener_module, "ACCEPT_RETRY", 0.05)
-    with serving(path), Connection.connect(path, 5) as conn:
-        begin = time.monotonic()
-        assert Frontend(conn, 5).get_queue_num() == 2
+    begin = time.monotonic()
+    with serving(path), Connection.connect(path, PATIENCE) as conn:
+        assert Frontend(conn, PATIENCE).get_queue_num() == 2
         assert time.monotonic() - begin > 0.09
     assert [message for message in caplog.messages if "cannot accept" in message] == [
         "cannot accept a client: [Errno 24] Too many open files",

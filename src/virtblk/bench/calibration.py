@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from virtblk.bench.job import is_random, is_write
-from virtblk.bench.posting import FUSION_IO, SATA, posted
+from virtblk.bench.posting import FUSION_IO, PRESETS, SATA, posted
 from virtblk.block.request import DEFAULT_NR_REQUESTS
 from virtblk.jit.arith import mix64
 from virtblk.mem.shm import Words
@@ -24,14 +24,6 @@ from virtblk.storage.sim.profiles import make_model, make_queue, parse_profile
 from virtblk.storage.sim.queue import sim_queue_due, sim_queue_poll, sim_queue_submit
 
 _NS: Final = 1_000_000_000
-
-#: The posting's loads, by its names for the disks. Block sizes follow from bandwidth and IOPS; jobs, depth and batches
-#: are inferred: IOPS times mean latency gives some 250 I/Os in flight on SATA, 14000 on Fusion-io. Nor does the posting
-#: name a ring: kvm tool's has 256.
-LOADS: Final[dict[str, dict[str, Any]]] = {
-    FUSION_IO: {"bs": "512", "numjobs": 256, "iodepth": 64, "queue_size": 256, "size": "1g"},
-    SATA: {"bs": "4k", "numjobs": 8, "iodepth": 32, "batch_submit": 16, "queue_size": 256, "size": "251m"},
-}
 
 
 @dataclass(frozen=True)
@@ -187,15 +179,15 @@ CALIBRATIONS: Final = (
 
 
 def posted_load(disk: str, workload: str, path: str, size: str | None = None) -> Load:
-    """One of LOADS on a path: the request path has `nr_requests` requests, and merges."""
-    given = LOADS[disk]
+    """The load of a disk's preset on a path: the request path has `nr_requests` requests, and merges."""
+    given = next(preset.options for preset in PRESETS.values() if preset.disk == disk)
     ring = int(given["queue_size"])
     return Load(
         workload,
         bs=parse_size(given["bs"]),
         numjobs=int(given["numjobs"]),
         iodepth=int(given["iodepth"]),
-        batch=int(given.get("batch_submit", 1)),
+        batch=int(given.get("iodepth_batch_submit", 1)),
         range=parse_size(size or given["size"]),
         commands=min(ring, DEFAULT_NR_REQUESTS) if path == "request" else ring,
         merges=path == "request",

@@ -123,9 +123,7 @@ def _run(session: Session, measured: Measured, on_start: Callable[[Measured], No
         on_start(measured)
         for result in runner.run():
             measured.results.append(result)
-        for path in measured.point.job.paths:  # each may have a scheduler of its own
-            runner.set_path(path)
-            measured.queues[path] = session.queue_settings()
+        measured.queues = runner.queues()
     except DeviceError as error:
         if not (runner.interrupted and error.errno == errno.ESHUTDOWN):
             raise

@@ -8,6 +8,7 @@ figure of the host's.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -19,11 +20,68 @@ RAMDISK: Final = "ramdisk"
 FUSION_IO: Final = "fusion-io"
 SATA: Final = "sata-image"
 
-#: `--preset posting-ramdisk`. Block size, from bandwidth and IOPS, and the paths are the posting's; jobs and depth are
-#: inferred: IOPS times mean latency gives some 13700 I/Os in flight. Nor does it name its ring: kvm tool's has 256.
-PRESETS: Final[dict[str, dict[str, Any]]] = {
-    "posting-ramdisk": {"bs": "512", "numjobs": 256, "iodepth": 64, "queue_size": 256, "path": "request,bio"}
+
+@dataclass(frozen=True)
+class Preset:
+    """A load of the posting's, and the set of its figures that belongs to it.
+
+    `options` are those of `virtblk bench`, by their names in Python. What is `inferred` the posting does not name.
+    """
+
+    disk: str
+    vmm: str
+    title: str
+    options: Mapping[str, Any]
+    inferred: str
+
+
+#: `--preset NAME`. Block sizes, from bandwidth and IOPS, and the paths are the posting's. Jobs and depth follow from
+#: IOPS times mean latency, which gives some 14000 I/Os in flight on ramdisk and card, and 250 on SATA. kvm tool's ring
+#: has 256 entries. On SATA the range is what the posted random runs moved; on the card addresses do not matter.
+PRESETS: Final[dict[str, Preset]] = {
+    "posting-ramdisk": Preset(
+        RAMDISK,
+        "kvm tool",
+        "ramdisk",
+        {"disk": "ram:512m", "bs": "512", "numjobs": 256, "iodepth": 64, "queue_size": 256, "path": "request,bio"},
+        "256 jobs x 64 deep and a ring of 256 are inferred, the posting names none of them",
+    ),
+    "posting-fusion-io": Preset(
+        FUSION_IO,
+        "kvm tool",
+        "Fusion-io card",
+        {
+            "disk": "sim:fusion-io",
+            "bs": "512",
+            "numjobs": 256,
+            "iodepth": 64,
+            "queue_size": 256,
+            "size": "1g",
+            "path": "request,bio",
+        },
+        "256 jobs x 64 deep, a ring of 256 and the range are inferred, the posting names none of them",
+    ),
+    "posting-sata": Preset(
+        SATA,
+        "kvm tool",
+        "SATA image",
+        {
+            "disk": "sim:sata",
+            "bs": "4k",
+            "numjobs": 8,
+            "iodepth": 32,
+            "iodepth_batch_submit": 16,
+            "queue_size": 256,
+            "size": "251m",
+            "runtime": 60.0,
+            "slice": 5.0,
+            "path": "request,bio",
+        },
+        "8 jobs x 32 deep, batches of 16, a ring of 256 and the range are inferred, the posting names none of them",
+    ),
 }
+#: Whose figures stand beside those of a run without a preset.
+DEFAULT_PRESET: Final = PRESETS["posting-ramdisk"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +91,12 @@ class Posted:
     iops: float
     clat_mean_us: float
     cpu_pct: float  # of one CPU of the guest's
+    bw_bytes: float  # per second
+
+    @property
+    def block_size(self) -> float:
+        """Bytes per I/O, as far as the figures are exact."""
+        return self.bw_bytes / self.iops
 
     @property
     def iops_per_cpu(self) -> float:
@@ -50,7 +114,7 @@ def posted(disk: str = RAMDISK, vmm: str = "kvm tool") -> dict[tuple[str, str], 
             continue
         for workload, figures in found["results"].items():
             cpu = figures["cpu"]["usr_pct"] + figures["cpu"]["sys_pct"]
-            cell = Posted(figures["iops"], figures["clat_usec"]["avg"], cpu)
+            cell = Posted(figures["iops"], figures["clat_usec"]["avg"], cpu, figures["bw_kb_s"] * 1024)
             cells[found["path"], ALIASES[workload]] = cell
     return cells
 

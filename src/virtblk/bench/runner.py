@@ -176,6 +176,14 @@ class Runner(CrewRunner[RunResult]):
             self._device.set_path(path)
             self._path = path
 
+    def queues(self) -> dict[str, dict[str, str]]:
+        """The queue's attributes by path, each of which may have a scheduler of its own. After the run."""
+        found = {}
+        for path in dict.fromkeys(self._options.paths):
+            self.set_path(path)
+            found[path] = self._session.queue_settings()
+        return found
+
     # Passes.
 
     def _pass(self, label: str, op: int) -> list[str] | None:

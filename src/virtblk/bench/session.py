@@ -25,7 +25,7 @@ from virtblk.jit.table import Table
 from virtblk.jit.warmup import ensure, progress
 from virtblk.names import parse_name
 from virtblk.server import ChildDevice, LocalDevice
-from virtblk.storage.storage import open_storage
+from virtblk.storage.open import open_storage
 
 #: Where a key of `--queue` may lie: given whole, below queue/, or among the elevator's own.
 QUEUE_PREFIXES: Final = ("", "queue/", "queue/iosched/")

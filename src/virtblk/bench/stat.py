@@ -99,6 +99,8 @@ class RunResult:
     arm: int = 0
     merges: int = 0
     dropped: int = 0  # slices of the warm-up
+    #: The histogram, as fio's json+ has it: I/Os by their latency in nanoseconds.
+    bins: dict[int, int] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
@@ -118,6 +120,7 @@ class RunResult:
         kept = slices[drop:]
         jobs = np.concatenate([one.jobs for one in kept])
         devices = [one.device for one in kept if one.device]
+        histogram = histogram_of(kept)
         waits = sum(one.ring_full_waits for one in kept)
         busy = polling and not waits
         return cls(
@@ -129,7 +132,7 @@ class RunResult:
             ios=int(jobs["ios"].sum()),
             errors=sum(one.errors for one in slices),
             runtime_s=sum(one.elapsed_s for one in kept),
-            clat=Clat.of(jobs, histogram_of(kept)),
+            clat=Clat.of(jobs, histogram),
             driver=add_usage([one.driver for one in kept]),
             device=add_usage(devices) if len(devices) == len(kept) else None,
             busy_ns=int(jobs["busy_ns"].sum()) if busy else None,
@@ -141,6 +144,7 @@ class RunResult:
             arm=arm,
             merges=sum(one.merges for one in kept),
             dropped=drop,
+            bins={int(bucket_middle(index)): int(histogram[index]) for index in np.flatnonzero(histogram).tolist()},
             samples=samples_of([one for one in kept if one.complete], busy),
         )
 

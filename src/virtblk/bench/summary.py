@@ -7,9 +7,8 @@ from typing import TextIO
 
 from virtblk.bench.bootstrap import Estimate
 from virtblk.bench.comparison import POSTED, Comparison
-from virtblk.bench.posting import posted, posted_change
-from virtblk.bench.report import Column, duration, format_table, si
-from virtblk.bench.stat import RunResult
+from virtblk.bench.posting import DEFAULT_PRESET, Preset, posted_change
+from virtblk.bench.report import Column, format_table
 
 NOISE = "~"
 
@@ -35,21 +34,23 @@ def is_the_postings(comparison: Comparison) -> bool:
     return (comparison.base, comparison.path) == ("request", "bio")
 
 
-def rows_of(comparison: Comparison) -> tuple[list[Column], list[Column]]:
-    """Speed and cost: two rows of (heading, cell)."""
+def rows_of(comparison: Comparison, preset: Preset, *, alone: bool) -> tuple[list[Column], list[Column]]:
+    """Speed and cost: two rows of (heading, cell). Headings name both paths where no others are compared."""
     base, path = comparison.base, comparison.path
+    low, high = (base, path) if alone else ("base", "path")
     other = f"{path}#{comparison.arm}" if base == path else path
     first = f"{base}#{comparison.base_arm}" if base == path else base
     head = [("change", f"{first} -> {other}"), ("workload", comparison.workload)]
     changes = comparison.changes
     speed = [
         ("IOPS", change_text(changes["iops"])),
-        (f"mean clat, {path}/{base} - 1", change_text(changes["latency"])),
-        (f"as posted, {base}/{path} - 1", change_text(changes[POSTED])),
+        (f"mean clat, {high}/{low} - 1", change_text(changes["latency"])),
+        (f"as posted, {low}/{high} - 1", change_text(changes[POSTED])),
     ]
     cost = [("IOPS/driver-CPU", change_text(changes["iops_per_driver_cpu"]))]
     if is_the_postings(comparison):
-        cost.append(("posted, ramdisk", percent(posted_change(comparison.workload).iops_per_cpu)))
+        then = posted_change(comparison.workload, preset.disk, preset.vmm)
+        cost.append((f"posted, {preset.disk}", percent(then.iops_per_cpu)))
     cost += [
         ("IOPS/both-CPU", change_text(changes["iops_per_total_cpu"])),
         ("driver ns/IO", change_text(changes["driver_ns"])),
@@ -58,11 +59,14 @@ def rows_of(comparison: Comparison) -> tuple[list[Column], list[Column]]:
     return head + speed, head + cost
 
 
-def print_summary(comparisons: Sequence[Comparison], confidence: float, stream: TextIO) -> None:
+def print_summary(
+    comparisons: Sequence[Comparison], confidence: float, stream: TextIO, preset: Preset = DEFAULT_PRESET
+) -> None:
     """Both tables, and how to read them; nothing where nothing was compared."""
     if not comparisons:
         return
-    pairs = [rows_of(comparison) for comparison in comparisons]
+    alone = len({(comparison.base, comparison.path) for comparison in comparisons}) == 1
+    pairs = [rows_of(comparison, preset, alone=alone) for comparison in comparisons]
     print(file=stream)
     print(format_table([speed for speed, _ in pairs]), file=stream)
     print(file=stream)
@@ -79,33 +83,4 @@ def print_summary(comparisons: Sequence[Comparison], confidence: float, stream: 
         print("; [?] too few slices for an interval", file=stream, end="")
     print(file=stream)
     if any(is_the_postings(comparison) for comparison in comparisons):
-        print("posted: change in IOPS per guest CPU on the ramdisk, 2012", file=stream)
-
-
-def print_preset(results: Sequence[RunResult], stream: TextIO) -> None:
-    """Ours beside the posting's ramdisk, absolute figures."""
-    cells = posted()
-    rows: list[list[Column]] = []
-    for run in results:
-        cell = cells.get((run.path, run.workload))
-        if cell is None:
-            continue
-        rows.append(
-            [
-                ("path", run.path),
-                ("workload", run.workload),
-                ("IOPS", si(run.iops)),
-                ("posted IOPS", si(cell.iops)),
-                ("clat mean", duration(run.clat.mean)),
-                ("posted clat", duration(cell.clat_mean_us * 1e3)),
-                ("IOPS/driver-CPU", si(run.iops_per_driver_cpu)),
-                ("posted/guest-CPU", si(cell.iops_per_cpu)),
-            ]
-        )
-    if not rows:
-        return
-    print(file=stream)
-    print(format_table(rows), file=stream)
-    print(file=stream)
-    print("posted: ramdisk, kvm tool, eight-CPU guest, 2012; 512-byte blocks from its bandwidth and IOPS;", file=stream)
-    print("256 jobs x 64 deep and a ring of 256 are inferred, the posting names none of them", file=stream)
+        print(f"posted: change in IOPS per guest CPU on the {preset.title}, 2012", file=stream)

@@ -32,14 +32,34 @@ class Silent(Exception):
     """The device did not answer within the time-out."""
 
 
+class Unreachable(OSError):
+    """Nobody takes the connection. An OSError of another kind is about this process, and says nothing of the device."""
+
+
 class Peer:
     """One connection. Raises Gone and Silent; Failed where a reply is not what the protocol demands."""
 
     def __init__(self, path: str, timeout: float) -> None:
+        """Raises Unreachable, and OSError where this process cannot have a socket."""
         self.timeout = timeout
-        self.conn = Connection.connect(path, timeout)
+        try:
+            self.conn = Connection.connect(path, timeout)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise Unreachable(error.errno, error.strerror, path) from None
         self._sock = self.conn._sock
         self.reply_ack = False
+
+    @classmethod
+    def on(cls, sock: socket.socket, timeout: float) -> Peer:
+        """On a socket that is connected, and belongs to the peer from now on."""
+        peer = cls.__new__(cls)
+        peer.timeout = timeout
+        peer.conn = Connection(sock)
+        peer._sock = sock
+        peer.reply_ack = False
+        return peer
 
     # Anything at all.
 

@@ -70,6 +70,8 @@ class Ring:
         self.lost = False  # a check spoilt the ring: heads need not come back
         memory.store16(self.avail + 2, base)
         memory.store16(self.used + 2, base)
+        # Once a ring has a past, the device of that time has asked for a kick at what comes next.
+        memory.store16(self.used + 4 + 8 * num, base)
         memory.allow(self.used, virtio_ring.used_size(num))
 
     # By hand.

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from virtblk.check.peer import Gone, Peer, Silent
+from virtblk.check.peer import Gone, Peer, Silent, Unreachable
 from virtblk.check.requirement import Failed, Rejected, Requirement, Result, Skipped, Verdict
 from virtblk.check.session import Session
 from virtblk.check.target import Facts, Target
+from virtblk.errors import DeviceError, OpenError
 from virtblk.uapi.vhost_user import PROTOCOL_FEATURE_NAMES
 from virtblk.uapi.virtio_blk import BLK_FEATURE_NAMES
 from virtblk.uapi.virtio_config import RING_FEATURE_NAMES
@@ -22,6 +23,8 @@ from virtblk.uapi.virtio_config import RING_FEATURE_NAMES
 AREA: Final = 2048
 #: Seconds in which a device answers what it is going to answer at all, where silence is an answer too.
 SETTLE: Final = 0.4
+#: Seconds that a process may take to end after its connections did: it may have a core to dump.
+DEATH: Final = 5.0
 
 FEATURE_NAMES: Final = BLK_FEATURE_NAMES | RING_FEATURE_NAMES
 
@@ -92,7 +95,10 @@ def run(
     scratch: bool,
     progress: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """Run them all. Raises OpenError where there is no device to begin with."""
+    """Run them all. Raises OpenError where there is no device to begin with.
+
+    OSError where a check cannot be run for want of something here, such as descriptors: that is no verdict on a device.
+    """
     _ = target.facts
     results: list[Result] = []
     lost = ""
@@ -103,7 +109,7 @@ def run(
         if result.verdict is Verdict.WEDGED and not lost:
             try:
                 target.restart()
-            except OSError as error:
+            except (OpenError, DeviceError) as error:
                 lost = f"not run: since {requirement.id}, {error.strerror}"
                 if _probe(target) is None:
                     lost = ""
@@ -115,12 +121,16 @@ def _run_one(target: Target, requirement: Requirement, scratch: bool, lost: str)
     if why:
         return Result(requirement, Verdict.SKIP, why)
     started = time.monotonic()
-    verdict, detail = _verdict(Tester(target, scratch=scratch), requirement)
-    if verdict is not Verdict.SKIP:
-        trouble = _probe(target)
-        if trouble is not None:
-            detail = f"{detail}; then {trouble}" if detail else trouble
-            verdict = Verdict.WEDGED
+    try:
+        verdict, detail = _verdict(Tester(target, scratch=scratch), requirement)
+        trouble = None if verdict is Verdict.SKIP else _probe(target)
+    except (OpenError, DeviceError):
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"{requirement.id} cannot be run: {error.strerror or error}") from error
+    if trouble is not None:
+        detail = f"{detail}; then {trouble}" if detail else trouble
+        verdict = Verdict.WEDGED
     return Result(requirement, verdict, detail, time.monotonic() - started)
 
 
@@ -156,7 +166,7 @@ def _verdict(tester: Tester, requirement: Requirement) -> tuple[Verdict, str]:
         return Verdict.WEDGED, str(error)
     except Gone as error:
         return Verdict.FAIL, str(error)
-    except OSError as error:
+    except Unreachable as error:
         return Verdict.WEDGED, f"no connection: {error.strerror or error}"
     finally:
         tester.close()
@@ -171,10 +181,12 @@ def _probe(target: Target) -> str | None:
     try:
         session = tester.session()
         session.read(0, tester.block_sectors)
-    except (Gone, Silent, Failed) as error:
+    except (Silent, Failed) as error:
         return target.dead() or f"a new front end is not served: {error}"
-    except OSError as error:
-        return target.dead() or f"a new front end is not served: {error.strerror or error}"
+    except Gone as error:
+        return target.dead(DEATH) or f"a new front end is not served: {error}"
+    except Unreachable as error:
+        return target.dead(DEATH) or f"a new front end is not served: {error.strerror or error}"
     finally:
         tester.close()
     return None

@@ -8,6 +8,7 @@ used ring itself, so that a device whose notifications are wrong fails the check
 from __future__ import annotations
 
 import os
+import socket
 import struct
 import time
 from collections.abc import Sequence
@@ -221,6 +222,13 @@ class Session:
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stack.callback(os.close, fd)
         return fd
+
+    def socketpair(self) -> tuple[int, int]:
+        """The two ends of a connection, closed with the session."""
+        ends = socket.socketpair()
+        for end in ends:
+            self._stack.callback(end.close)
+        return ends[0].fileno(), ends[1].fileno()
 
     # Notifications.
 

@@ -17,8 +17,8 @@ from virtblk.bench.job import (
     parse_queue,
     parse_workloads,
 )
-from virtblk.bench.posting import PRESETS
-from virtblk.cli import bench_matrix
+from virtblk.bench.posting import DEFAULT_PRESET, PRESETS
+from virtblk.cli import bench_matrix, bench_report
 from virtblk.cli.bench_fio import add_job_arguments, check_job_options, check_no_job, run_job_file
 from virtblk.errors import DeviceError, UsageError
 from virtblk.names import format_size, parse_name, parse_size
@@ -31,8 +31,9 @@ EXAMPLES = f"""examples:
   virtblk bench vhost-user:/run/disk.sock --verify crc32c         and checked, which writes first
   virtblk bench null:1g --bs 512 --iodepth 1 --poll --json -      the cost of one I/O, for a program
   virtblk bench --queue scheduler=deadline                        the request path, set as in sysfs
-  virtblk bench --preset posting-ramdisk                          the load of 2012, with its figures
+  virtblk bench --preset posting-sata                             the load of 2012, with its figures
 {bench_matrix.EXAMPLES}
+{bench_report.EXAMPLES}
   virtblk bench ram:1g --job load.fio --output-format json        fio's job file, fio's JSON
   virtblk bench --compare before.json after.json                  what changed between two runs"""
 
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--runtime",
         type=_float,
-        default=default.runtime,
+        default=None,
         metavar="S",
         help="seconds per workload and path; 0: one pass over the range per job (default 5)",
     )
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="I/Os per second of each job; latency counts from when each was due (default: as fast as it goes)",
     )
-    add("--iodepth-batch-submit", type=_int, default=1, metavar="N", help="I/Os submitted at a time (default 1)")
+    add("--iodepth-batch-submit", type=_int, default=None, metavar="N", help="I/Os submitted at a time (default 1)")
     add(
         "--poll",
         action=argparse.BooleanOptionalAction,
@@ -137,11 +138,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="process whose CPU is the device's (default: who listens on the socket)",
     )
     add("--share-core", action="store_true", help="driver and device on one CPU: an overcommitted host")
-    add("--preset", choices=sorted(PRESETS), help="a known load; options given besides take precedence")
+    add("--preset", choices=sorted(PRESETS), help="a load of 2012 on its disk; options given besides take precedence")
     bench_matrix.add_arguments(parser)
     add_job_arguments(parser)
     add("--compare", nargs=2, metavar=("A", "B"), help="compare two files of --json, and run nothing")
     add("--json", metavar="PATH", help="write all figures as JSON; - for standard output")
+    bench_report.add_arguments(parser)
 
 
 def _int(text: str) -> int:
@@ -185,7 +187,7 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
         if path is not None and path != chosen:
             raise UsageError(f"--use-bio {options.use_bio} is --path {chosen}, but --path {path} was given too")
         path = chosen
-    preset = PRESETS[options.preset] if options.preset else {}
+    preset = PRESETS[options.preset].options if options.preset else {}
     default = JobOptions()
 
     def given(name: str, otherwise: Any) -> Any:
@@ -198,15 +200,15 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
         bs=parse_size(given("bs", "4k"), "--bs"),
         iodepth=given("iodepth", default.iodepth),
         numjobs=given("numjobs", default.numjobs),
-        slice_s=options.slice,
+        slice_s=options.slice if options.runtime is not None else given("slice", None),
         confidence=options.confidence,
         rate_iops=options.rate_iops,
         queue=parse_queue(options.queue),
         share_core=options.share_core,
-        size=_size(options.size),
-        runtime=options.runtime,
+        size=_size(given("size", None)),
+        runtime=given("runtime", default.runtime),
         ramp_time=options.ramp_time,
-        batch_submit=options.iodepth_batch_submit,
+        batch_submit=given("iodepth_batch_submit", default.batch_submit),
         poll=options.poll,
         verify=options.verify,
         randseed=options.randseed,
@@ -232,26 +234,34 @@ def run(options: argparse.Namespace) -> int:
         return _compare(options)
     many = bench_matrix.is_asked(options)
     job = _job_options(options)
+    preset = PRESETS[options.preset] if options.preset else None
+    default_disk = preset.options["disk"] if preset else DEFAULT_DISK
     if many:
-        return bench_matrix.run(options, job, DEFAULT_DISK)
+        return bench_matrix.run(options, job, default_disk)
     if options.disk is None:
-        options.disk = DEFAULT_DISK
+        options.disk = default_disk
     parse_name(options.disk)
 
     # numba and all that, only once the options are known to be right
     from virtblk.bench.comparison import compare
+    from virtblk.bench.matrix import Matrix
+    from virtblk.bench.point import Measured, Point
+    from virtblk.bench.prediction import preset_json, print_preset
+    from virtblk.bench.recommend import compare_pairs
     from virtblk.bench.report import ProgressLine, as_json, print_report
     from virtblk.bench.runner import Runner
     from virtblk.bench.session import Session
     from virtblk.bench.stat import RunResult
-    from virtblk.bench.summary import print_preset, print_summary
+    from virtblk.bench.summary import print_summary
 
     if options.json:
         check_json(options.json)  # before the run, not after it
+    bench_report.check_report(options)
     out = sys.stderr if options.json == "-" else sys.stdout
     results: list[RunResult] = []
     failure: DeviceError | None = None
     interrupted = False
+    queues: dict[str, dict[str, str]] = {}
     with Session(options.disk, job) as session:
         line = ProgressLine(sys.stderr)
         runner = Runner(session, job, line)
@@ -269,6 +279,8 @@ def run(options: argparse.Namespace) -> int:
             out.flush()
             for result in runner.run():
                 results.append(result)
+            if options.report:
+                queues = runner.queues()
         except DeviceError as error:
             failure = error
         finally:
@@ -279,12 +291,23 @@ def run(options: argparse.Namespace) -> int:
     print(file=out)
     print_report(results, out)
     comparisons = compare(results, job.confidence, job.randseed)
-    print_summary(comparisons, job.confidence, out)
-    if options.preset:
-        print_preset(results, out)
+    print_summary(comparisons, job.confidence, out, preset or DEFAULT_PRESET)
+    if preset:
+        print_preset(preset, results, comparisons, out)
     if options.json:
-        write_json(options.json, as_json(device, job, results, comparisons))
-    if failure is not None and not (interrupted and failure.errno == errno.ESHUTDOWN):
+        value = as_json(device, job, results, comparisons)
+        if preset:
+            value["posting"] = preset_json(options.preset, preset, results, comparisons)
+        write_json(options.json, value)
+    if interrupted and failure is not None and failure.errno == errno.ESHUTDOWN:
+        failure = None
+    if options.report:
+        point = Point(options.disk, options.disk, job)
+        pairs = compare_pairs(results, job.confidence, job.randseed)
+        lost = failure.strerror if failure else None
+        one = Measured(point, device, session.placement, queues, results, comparisons, pairs, lost, interrupted)
+        bench_report.write_report(options, Matrix(job.confidence, None, [one], [], interrupted))
+    if failure is not None:
         raise failure
     if interrupted:
         print("virtblk: interrupted", file=sys.stderr)

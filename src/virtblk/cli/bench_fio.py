@@ -24,7 +24,7 @@ FORMATS: Final = ("normal", "json", "json+")
 #: Options of `virtblk bench` that a job file gives, or that compare what a job file does not.
 NOT_WITH_JOB: Final = (
     "rw", "bs", "iodepth", "numjobs", "size", "runtime", "ramp_time", "slice", "confidence", "rate_iops",
-    "iodepth_batch_submit", "verify", "randseed", "queues", "poll_queues", "preset", "compare", "json",
+    "iodepth_batch_submit", "verify", "randseed", "queues", "poll_queues", "preset", "compare", "json", "report",
     "matrix", "disks", "sweep",
 )  # fmt: skip
 

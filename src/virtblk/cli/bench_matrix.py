@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 from virtblk.bench.job import PATHS, JobOptions
+from virtblk.cli.bench_report import check_report, write_report
 from virtblk.errors import UsageError
 from virtblk.names import parse_name
 from virtblk.result_file import check_json, write_json
@@ -51,7 +52,7 @@ def is_asked(options: argparse.Namespace) -> bool:
 
 def refuse_with_compare(options: argparse.Namespace) -> None:
     """Raise UsageError for one of these options beside `--compare`."""
-    for name in ("matrix", "disks", "sweep"):
+    for name in ("matrix", "disks", "sweep", "report"):
         if getattr(options, name):
             raise UsageError(f"--compare runs nothing; leave out --{name}")
 
@@ -82,6 +83,7 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
         parse_name(names[0])
     if options.json:
         check_json(options.json)
+    check_report(options)
     out = sys.stderr if options.json == "-" else sys.stdout
     matrix = Matrix(job.confidence, sweep)
     points_of([], job, sweep)  # raises for a value that cannot be, before a file is written
@@ -95,6 +97,7 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
     print_recommendations(matrix, out)
     if options.json:
         write_json(options.json, matrix.as_json())
+    write_report(options, matrix)
     if matrix.interrupted:
         print("virtblk: interrupted", file=sys.stderr)
     return matrix.status

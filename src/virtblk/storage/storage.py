@@ -1,8 +1,8 @@
-"""What a device stores its data in: one small interface, and how a disk name becomes one.
+"""What a device stores its data in: one small interface, and the keys of a disk name that several kinds share.
 
 A storage is described to the workers by integers (kind, address), tested once per batch: `ram:`, `null:`, `file:` and
 `sim:` are executed by compiled code. What is none of these, a filter on any of them included, is given `Request`
-objects through `submit`. Made and closed by control code.
+objects through `submit`. Made (`storage.open`) and closed by control code.
 """
 
 from __future__ import annotations
@@ -57,36 +57,6 @@ class Storage:
 
     def close(self) -> None:
         """Give everything back. No request is in flight any more. Repeatable."""
-
-
-def open_storage(name: DiskName) -> Storage:
-    """Open the storage that `name` describes.
-
-    Raises UsageError for a size or key that cannot work, OpenError for what is not there.
-    """
-    if name.scheme == "ram":
-        from virtblk.storage.ram import MemoryStorage
-
-        return MemoryStorage(name)
-    if name.scheme == "null":
-        from virtblk.storage.ram import NullStorage
-
-        return NullStorage(name)
-    if name.scheme == "file":
-        from virtblk.storage.file import open_file
-
-        return open_file(name)
-    if name.scheme == "nbd":
-        from virtblk.storage.nbd import open_nbd
-
-        return open_nbd(name)
-    if name.scheme == "sim":
-        from virtblk.storage.sim.disk import open_sim
-
-        return open_sim(name)
-    raise UsageError(
-        f"disk {name.text!r}: {name.scheme}: is no storage of this version; ram:, null:, file:, nbd: and sim: are"
-    )
 
 
 def block_size_key(name: DiskName) -> int:
