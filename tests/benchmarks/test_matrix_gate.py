@@ -159,6 +159,14 @@ def test_mq_does_not_pay(judge: Any, ratio: float) -> None:
     assert sum(line.endswith("  fails") for line in lines) == 2
 
 
+def test_a_pair_may_be_the_other_way_round(judge: Any, tmp_path: Path) -> None:
+    status, lines = judge(
+        GOOD, GOOD, GOOD, [point([pair("read", "mq", "bio", 0.5)], "null:1m", iodepth_batch_submit=32)]
+    )
+    assert status == 0
+    assert f"  {tmp_path}/4.json: null:1m read: 2.000 [1.961, 2.041]" in lines
+
+
 @pytest.mark.parametrize("options", [{"poll": True}, {"bs": 512}, {"iodepth_batch_submit": 16}])
 def test_another_load_is_no_answer(judge: Any, options: dict[str, Any]) -> None:
     status, lines = judge(GOOD, GOOD, GOOD, [in_batches(2.0, **options)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.harness import Command, complaint, virtblk
+from cli.harness import PATIENCE, Command, complaint, virtblk
 
 pytestmark = pytest.mark.once
 
@@ -78,23 +78,21 @@ def test_json_and_report_are_two_files(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_library_one_line_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in [name for name in sys.modules if name.startswith("virtblk.bench.html_")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    said = complaint(capsys, "bench", "null:1m", "--report", str(tmp_path / "out.html"))
-    assert said == "--report draws with matplotlib: matplotlib is missing; pip install 'virtblk[report]'"
+def without_the_library(*words: str) -> subprocess.CompletedProcess[str]:
+    """`virtblk bench` where matplotlib is not installed."""
+    code = "import sys; sys.modules['matplotlib'] = None; from virtblk.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "bench", "null:1m", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+
+
+def test_without_the_library_one_line_says_what_to_install(tmp_path: Path) -> None:
+    run = without_the_library("--report", str(tmp_path / "out.html"))
+    assert run.returncode == 2
+    said = "--report draws with matplotlib: matplotlib is missing; pip install 'virtblk[report]'"
+    assert run.stderr == f"virtblk: {said}\n"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_else_needs_the_library() -> None:
-    code = """if True:
-        import sys
-        sys.modules["matplotlib"] = None
-        from virtblk.cli import main
-        sys.exit(main(["bench", "null:1m", "--runtime", "0.05", "--size", "64k", "--rw", "read", "--path", "bio"]))
-    """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=240)
+    run = without_the_library(*QUICK, "--path", "bio")
     assert run.returncode == 0, run.stderr

@@ -38,9 +38,10 @@ def check_report(options: argparse.Namespace) -> None:
     try:
         import virtblk.bench.html_report  # noqa: F401
     except ImportError as error:
-        if (error.name or "").partition(".")[0] == "virtblk":
+        package = (error.name or "").partition(".")[0]
+        if package == "virtblk":
             raise
-        what = f"{error.name} is missing" if error.name else str(error)
+        what = f"{package} is missing" if package else str(error)
         raise UsageError(f"{OPTION} draws with matplotlib: {what}; pip install 'virtblk[report]'") from error
 
 
