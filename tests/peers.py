@@ -1,4 +1,4 @@
-"""Devices and guests that we did not write, and what to do where they are not installed: see scripts/peers."""
+"""Devices, guests and a browser that we did not write, and what to do where they are missing: see scripts/peers."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def fio_jsonplus_clat2csv() -> list[str]:
     if subprocess.run([python, "-c", "import six"], check=False, capture_output=True).returncode:
         _missing("python3-six", "python3-six")
     return [python, program]
+
+
+def chromium() -> str:
+    """The path of chromium; without it the test skips, or fails in CI."""
+    return _find("chromium", "chromium")
 
 
 def libnbd() -> None:

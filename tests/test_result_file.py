@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from virtblk.errors import UsageError
-from virtblk.result_file import check_json, write_json
+from virtblk.result_file import check_json, write_json, write_text
 
 
 def test_json_goes_to_a_file_or_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,3 +34,11 @@ def test_checking_leaves_the_file_system_as_it_is(tmp_path: Path) -> None:
         check_json(target)
     assert old.read_text() == "kept"
     assert list(tmp_path.iterdir()) == [old]
+
+
+def test_text_goes_to_a_file_whatever_is_in_it(tmp_path: Path) -> None:
+    target = tmp_path / "out.html"
+    write_text("--report", str(target), "ä\udcff")
+    assert target.read_bytes() == "ä".encode() + b"\\udcff"
+    with pytest.raises(UsageError, match=re.escape(f"--report {str(tmp_path)!r}: Is a directory")):
+        write_text("--report", str(tmp_path), "")

@@ -1,4 +1,7 @@
-"""`python -m tests.mutants NAME SOCKET`: serve one mutant, until SIGTERM. `--list`, `--table`: see the package."""
+"""`python -m tests.mutants NAME SOCKET`: serve one mutant, until SIGTERM. `--list`, `--table`: see the package.
+
+Without SOCKET, the options of `virtblk serve` say where; it is given all that are unknown here.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def main() -> int:
     parser.add_argument("--directory", help="where the disks of mutants that need files are (default: a new one)")
     parser.add_argument("--list", action="store_true", help="name all mutants")
     parser.add_argument("--table", action="store_true", help="print docs/mutants.md")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
     if options.list:
         for mutant in MUTANTS.values():
             print(f"{mutant.name:36} {' '.join(mutant.checks):40} {mutant.text}")
@@ -31,10 +34,11 @@ def main() -> int:
 
         print(table(), end="")
         return 0
-    if options.socket is None or options.name not in {*MUTANTS, "healthy"}:
+    where = ["--socket-path", options.socket] if options.socket is not None else []
+    if not where + more or options.name not in {*MUTANTS, "healthy"}:
         parser.error("give the NAME of a mutant (see --list) and a SOCKET")
     directory = options.directory or tempfile.mkdtemp(prefix="virtblk-mutant-")
-    return serve(MUTANTS.get(options.name), options.socket, directory, DISKS[options.disk])
+    return serve(MUTANTS.get(options.name), where + more, directory, DISKS[options.disk])
 
 
 sys.exit(main())

@@ -7,9 +7,11 @@ from typing import Final
 from . import (
     block_mutants,
     bounds_mutants,
+    durability_mutants,
     fd_mutants,
     memory_mutants,
     message_mutants,
+    program_mutants,
     ring_mutants,
     ring_state_mutants,
 )
@@ -18,11 +20,13 @@ from .mutant import Mutant
 _ALL: Final = (
     *block_mutants.MUTANTS,
     *bounds_mutants.MUTANTS,
+    *durability_mutants.MUTANTS,
     *ring_mutants.MUTANTS,
     *message_mutants.MUTANTS,
     *ring_state_mutants.MUTANTS,
     *memory_mutants.MUTANTS,
     *fd_mutants.MUTANTS,
+    *program_mutants.MUTANTS,
 )
 MUTANTS: Final[dict[str, Mutant]] = {mutant.name: mutant for mutant in _ALL}
 if len(MUTANTS) != len(_ALL):

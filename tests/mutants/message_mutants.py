@@ -106,6 +106,16 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "                    self._conn.send(msg.request, flags, message.encode_u64(0))",
     ),
     mutant(
+        "reply_asks_for_reply",
+        "vhost.reply-flags",
+        "A reply to a message with need_reply has that flag too.",
+        BACKEND,
+        "flags = uapi.VHOST_USER_VERSION | uapi.VHOST_USER_REPLY_MASK",
+        "flags = uapi.VHOST_USER_VERSION | uapi.VHOST_USER_REPLY_MASK\n"
+        "            if handler and handler.replies:\n"
+        "                flags |= msg.flags & uapi.VHOST_USER_NEED_REPLY_MASK",
+    ),
+    mutant(
         "ack_unnegotiated",
         "vhost.ack-unnegotiated",
         "Messages that ask for it are acknowledged although REPLY_ACK was not negotiated.",

@@ -127,12 +127,15 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 def serve(
     what: Mutant | None,
-    socket: str,
+    socket: Sequence[str],
     directory: str,
     disk: Sequence[str] = RAM,
     compiled: Mapping[str, CodeType] | None = None,
 ) -> int:
-    """Serve a mutant, or the healthy device on `disk`, until SIGTERM: `virtblk serve` with all its ways."""
+    """Serve a mutant, or the healthy device on `disk`, until SIGTERM: `virtblk serve` with all its ways.
+
+    `socket` are the options of `virtblk serve` that say where, and any others.
+    """
     os.environ["NUMBA_DISABLE_JIT"] = "1"
     infect(what.edits if what is not None else (), compiled)
     if what is not None:
@@ -144,5 +147,5 @@ def serve(
     from virtblk.cli import main
 
     # A worker that never spins is asleep whenever it can be: what is wrong with its waking shows.
-    options = ["--queues", "2", "--poll-us", "0", "--log-level", "error", "--socket-path", socket]
-    return main(["serve", *words, *options])
+    options = ["--queues", "2", "--poll-us", "0", "--log-level", "error"]
+    return main(["serve", *words, *options, *socket])

@@ -121,7 +121,8 @@ def _fork(compiled: Mapping[str, CodeType], name: str, socket: str, directory: s
         os.closerange(3, 64)
         sys.stdin = open(os.devnull)  # noqa: SIM115  (the old ones hold the pipes' buffers)
         _die_with_parent()
-        status = serve(None if name == "healthy" else MUTANTS[name], socket, directory, DISKS.get(disk, RAM), compiled)
+        where = ("--socket-path", socket)
+        status = serve(None if name == "healthy" else MUTANTS[name], where, directory, DISKS.get(disk, RAM), compiled)
     except BaseException:
         import traceback
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from virtblk.check.target import START_TIMEOUT, Target
 from virtblk.errors import OpenError
 
 from .mutant import Mutant
-from .nursery import Nursery
+from .nursery import ROOT, Nursery
 
 #: Verdicts that are a catch.
 CAUGHT: Final = (Verdict.FAIL, Verdict.WEDGED)
@@ -35,7 +36,9 @@ class NurseryTarget(Target):
         self._files = tempfile.TemporaryDirectory(prefix="virtblk-mutant-")
         self._nursery, self._name, self._disk = nursery, name, disk
         super().__init__(str(Path(self._files.name) / "device.sock"), None, timeout)
-        self._command = ["mutant", name]
+        self._command = ["env", "-C", str(ROOT), sys.executable, "-m", "tests.mutants", name]
+        self._command += ["--disk", disk] if disk else []
+        self._command += ["--directory", self._files.name, f"--socket-path={self.path}"]
         self._log_path = Path(self._files.name) / "log"
         self._log_path.touch()
         self._log = self._log_path.open("rb")

@@ -14,10 +14,6 @@ WORKER: Final = "device/worker.py"
 _MAY_RUN: Final = "return ring.started and ring.enabled and ring.num_set and ring.addr_set and self.have_memory"
 _BASE_REPLY: Final = "VringState(ring.index, ring.base))"
 _SET_FEATURES: Final = "        if bits != self._features:\n"
-_ANY_INDEX: Final = (
-    '            raise Refused(f"ring {index}, the device has {len(self._rings)}")\n        return self._rings[index]',
-    "            index %= len(self._rings)\n        return self._rings[index]",
-)
 _START: Final = "            self._device.start_queue(ring.index, ring)\n"
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
@@ -241,17 +237,12 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     # Bounds.
     mutant(
         "ring_index_unchecked",
-        "vhost.ring-index vhost.ring-index-addr vhost.ring-index-base",
+        "vhost.ring-index-enable vhost.ring-index-base vhost.ring-index-num vhost.ring-index-addr "
+        "vhost.ring-index-fd vhost.ring-index-get-base",
         "Numbers of rings are taken modulo the number of rings.",
         VRING,
-        *_ANY_INDEX,
-    ),
-    mutant(
-        "fd_index_unchecked",
-        "vhost.ring-index-fd",
-        "Numbers of rings are taken modulo the number of rings.",
-        VRING,
-        *_ANY_INDEX,
+        '            raise Refused(f"ring {index}, the device has {len(self._rings)}")\n',
+        "            index %= len(self._rings)\n",
     ),
     mutant(
         "ring_size_unchecked",

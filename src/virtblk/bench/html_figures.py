@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from virtblk.bench.bootstrap import median_interval
+from virtblk.bench.bootstrap import Floats, median_interval
 from virtblk.bench.comparison import Comparison, grouped
 from virtblk.bench.html_svg import (
     DASHES,
@@ -266,12 +266,22 @@ def distribution(results: Sequence[RunResult], name: str) -> str:
     )
 
 
-def _shape(drawing: Drawing, axes: Axes, run: RunResult, arm: str) -> None:
-    latencies = np.array(list(run.bins), float)
-    columns = np.floor(np.log2(np.maximum(latencies, 1)) * PER_OCTAVE).astype(int)
+def columns_of(bins: Mapping[int, int]) -> tuple[Floats, Floats]:
+    """The edges of a histogram's columns, PER_OCTAVE to a power of two, and the share of the I/Os in each."""
+    columns = np.floor(np.log2(np.maximum(np.array(list(bins), float), 1)) * PER_OCTAVE).astype(int)
     first = int(columns.min())
-    shares = np.bincount(columns - first, list(run.bins.values())) / sum(run.bins.values())
-    edges = 2.0 ** ((first + np.arange(len(shares) + 1)) / PER_OCTAVE)
+    shares = np.bincount(columns - first, list(bins.values())) / sum(bins.values())
+    return 2.0 ** ((first + np.arange(len(shares) + 1)) / PER_OCTAVE), shares
+
+
+def tail_of(bins: Mapping[int, int]) -> tuple[Floats, Floats]:
+    """Each latency that occurs, and the share of the I/Os that take as long or longer."""
+    counts = np.array([bins[latency] for latency in sorted(bins)], float)
+    return np.array(sorted(bins), float), np.cumsum(counts[::-1])[::-1] / counts.sum()
+
+
+def _shape(drawing: Drawing, axes: Axes, run: RunResult, arm: str) -> None:
+    edges, shares = columns_of(run.bins)
     colour = path_colour(run.path)
     outline = axes.stairs(shares, edges, color=colour, linewidth=1.4, linestyle=DASHES.get(run.path, "-"))
     drawing.tell(outline, f"{run.workload}, {arm}: most often {duration(float(edges[shares.argmax()]))}")
@@ -279,9 +289,7 @@ def _shape(drawing: Drawing, axes: Axes, run: RunResult, arm: str) -> None:
 
 def _tail(drawing: Drawing, axes: Axes, run: RunResult, arm: str) -> None:
     """The share that takes a latency or longer, so that percentiles go up; the last is one I/O."""
-    latencies = np.array(sorted(run.bins), float)
-    counts = np.array([run.bins[int(latency)] for latency in latencies], float)
-    shares = np.cumsum(counts[::-1])[::-1] / counts.sum()
+    latencies, shares = tail_of(run.bins)
     (line,) = axes.plot(latencies, shares, color=path_colour(run.path), linestyle=DASHES.get(run.path, "-"))
     told = run.clat.percentile
     words = f"p50 {duration(told['50.000000'])}, p99 {duration(told['99.000000'])}, p99.9 {duration(told['99.900000'])}"

@@ -20,6 +20,9 @@ _FORBIDDEN: Final = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), *range(0xD8
     0x0A: " ",
 }
 
+#: Letters of a list that is shown without being asked for.
+READABLE: Final = 1200
+
 # The hues of paths are Okabe and Ito's, which the colour-blind can tell apart, and lighter ones of them on dark.
 STYLE: Final = """
 :root { color-scheme: light dark;
@@ -98,7 +101,7 @@ def table(
     left: bool = False,
 ) -> str:
     """A table, its first `heads` columns the heads of their rows. `left`: of words, not of numbers."""
-    parts = [f'<div class="scroll"><table{" class=left" if left else ""}>']
+    parts = [f'<div class="scroll" tabindex="0"><table{" class=left" if left else ""}>']
     if caption:
         parts.append(f"<caption>{text(caption)}</caption>")
     if headings:
@@ -152,7 +155,8 @@ def card(headline: str, lines: Sequence[str] = (), code: Sequence[str] = (), not
         f'<p class="headline">{text(headline)}</p>',
     ]
     if lines:
-        parts.append(f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>")
+        listed = f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
+        parts.append(details("in numbers", listed) if sum(map(len, lines)) > READABLE else listed)
     if code:
         parts.append(f'<p class="muted">{text(note)}</p><pre>{text_lines(code)}</pre>')
     return "\n".join([*parts, "</div>"])

@@ -27,6 +27,7 @@ from virtblk.bench.point import Measured
 from virtblk.bench.report import Column, duration, remarks_of, rows_of, si
 from virtblk.bench.stat import RunResult
 from virtblk.bench.summary import NOISE, change_text
+from virtblk.bench.sweep import Sweep
 from virtblk.names import format_size
 
 #: The changes of a comparison that are shown, with their headings, and whether more is better.
@@ -82,15 +83,18 @@ def _warnings(matrix: Matrix) -> str:
     parts = []
     if matrix.interrupted:
         parts.append(card("The run was interrupted: this is what was measured until then.", kind="warn"))
-    failed = [one for one in matrix.measured if one.failure]
-    lines = [
-        f"{' '.join(word for word in (one.point.title, one.point.label) if word)}: {one.failure}" for one in failed
-    ]
+    lines = [_failure(one) for one in matrix.measured if one.failure]
     if lines:
         parts.append(card("Not all could be measured.", lines, kind="warn"))
     if matrix.skipped:
         parts.append(card("Left out", [f"{title}: {why}" for title, why in matrix.skipped]))
     return "\n".join(parts)
+
+
+def _failure(one: Measured) -> str:
+    title, told = one.point.title, one.failure or ""
+    label = f" {one.point.label}" if one.point.label else ""
+    return f"{title}{label}: {told.removeprefix(f'{title}: ')}"
 
 
 def _overview(matrix: Matrix, titles: Sequence[str]) -> str:
@@ -138,9 +142,9 @@ def _disk(matrix: Matrix, title: str, number: int) -> str:
     known = [one for one in points if one.results]
     several = any(one.point.title != title for one in matrix.measured)
     parts = [f'<section id="disk-{number}">', f"<h2>{text(title)}</h2>" if several else ""]
-    parts.append(f'<p class="muted">{text(headline((known or points)[0]))}</p>' if points[0].placement else "")
+    parts.append(f'<p class="muted">{text(_terms(matrix, (known or points)[0]))}</p>' if points[0].placement else "")
     if not known:
-        parts.append(card(points[0].failure or "Nothing was measured."))
+        parts.append(card(_failure(points[0]) if points[0].failure else "Nothing was measured."))
     else:
         parts.append(_advice(matrix, title))
         problems = _problems(known)
@@ -157,6 +161,17 @@ def _disk(matrix: Matrix, title: str, number: int) -> str:
             parts.append(_point(known[0], f"d{number}"))
     parts += [_inputs(known[0] if known else points[0], matrix), "</section>"]
     return "\n".join(part for part in parts if part)
+
+
+def _terms(matrix: Matrix, one: Measured) -> str:
+    """What was measured, on what terms; over a sweep, no one value of what was swept."""
+    if matrix.sweep is None:
+        return headline(one)
+    return f"{one.point.title}: {matrix.sweep.option} {_values(matrix.sweep)}; {one.placement}"
+
+
+def _values(sweep: Sweep) -> str:
+    return ", ".join(map(sweep.text, sweep.values))
 
 
 def _advice(matrix: Matrix, title: str) -> str:
@@ -320,7 +335,8 @@ def _inputs(one: Measured, matrix: Matrix) -> str:
     options = _flat(one.point.job.as_json() | {"confidence": one.point.job.confidence}, {"bs": format_size})
     options["size"] = format_size(one.point.job.size) if one.point.job.size else "all of the disk"
     if matrix.sweep is not None:
-        options[matrix.sweep.option] = ", ".join(matrix.sweep.text(value) for value in matrix.sweep.values)
+        name = _words(matrix.sweep.option)
+        (device if name in device else options)[name] = _values(matrix.sweep)
     queues = {path: ", ".join(f"{key}={value}" for key, value in queue.items()) for path, queue in one.queues.items()}
     parts = [f"<h4>Device</h4>{pairs(device)}" if device else "", f"<h4>Options</h4>{pairs(options)}"]
     parts += [f"<h4>Queue of each path</h4>{pairs(queues)}" if queues else ""]
@@ -340,8 +356,12 @@ def _flat(values: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, st
             told = "yes" if value else "no"
         else:
             told = "-" if value in (None, "") else str(value)
-        found[key.replace("_", " ")] = told
+        found[_words(key)] = told
     return found
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def cpu_model() -> str:

@@ -85,7 +85,7 @@ def read_beyond_start(t: Tester) -> str:
     return _read(t, t.facts.capacity)
 
 
-@DEVICE.must("blk.read-beyond-end", "5.2.6.1", Severity.CRITICAL)
+@DEVICE.must("blk.read-beyond-end", "5.2.6.1", Severity.CRITICAL, same_as="B0046")
 def read_beyond_end(t: Tester) -> str:
     """A read that begins in the disk and ends behind it does not succeed."""
     return _read(t, t.facts.capacity - t.block_sectors, 1024 * t.block_sectors)
@@ -103,13 +103,13 @@ def read_sector_2_63(t: Tester) -> str:
     return _read(t, 1 << 63)
 
 
-@DEVICE.must("blk.read-sector-top", "5.2.6.1", Severity.CRITICAL)
+@DEVICE.must("blk.read-sector-top", "5.2.6.1", Severity.CRITICAL, same_as="B0091")
 def read_sector_top(t: Tester) -> str:
     """A read at sector 2^64 - 1, whose end wraps to 0, does not succeed."""
     return _read(t, (1 << 64) - 1)
 
 
-@DEVICE.must("blk.write-beyond-end", "5.2.6.1", Severity.CRITICAL, scratch=True)
+@DEVICE.must("blk.write-beyond-end", "5.2.6.1", Severity.CRITICAL, scratch=True, same_as="B0028")
 def write_beyond_end(t: Tester) -> str:
     """A write that begins in the disk and ends behind it does not succeed."""
     unless_read_only(t)
@@ -136,13 +136,13 @@ def read_511(t: Tester) -> str:
     return _read(t, 0, 511)
 
 
-@DEVICE.must("blk.read-513", "5.2.6.1", Severity.HIGH)
+@DEVICE.must("blk.read-513", "5.2.6.1", Severity.HIGH, same_as="B0006")
 def read_513(t: Tester) -> str:
     """A read of a sector and one byte does not succeed."""
     return _read(t, 0, 513)
 
 
-@DEVICE.must("blk.read-nothing", "5.2.6.1", Severity.HIGH)
+@DEVICE.must("blk.read-nothing", "5.2.6.1", Severity.HIGH, same_as="B0027")
 def read_nothing(t: Tester) -> str:
     """A read without data does no harm."""
     session = t.session()
@@ -157,7 +157,7 @@ def write_511(t: Tester) -> str:
     return answer(t, session, session.prepare(OUT, t.scratch_sector(), bytes(511)))
 
 
-@DEVICE.must("blk.read-with-readable-data", "5.2.6.1", Severity.HIGH)
+@DEVICE.must("blk.read-with-readable-data", "5.2.6.1", Severity.HIGH, same_as="B0073")
 def read_with_readable_data(t: Tester) -> str:
     """A read whose data buffer is device-readable does no harm, and the buffer is not written."""
     session = t.session()
@@ -165,7 +165,7 @@ def read_with_readable_data(t: Tester) -> str:
     return answer(t, session, request, may_succeed=True)
 
 
-@DEVICE.must("blk.write-with-writable-data", "5.2.6.1", Severity.HIGH, scratch=True)
+@DEVICE.must("blk.write-with-writable-data", "5.2.6.1", Severity.HIGH, scratch=True, same_as="B0071")
 def write_with_writable_data(t: Tester) -> str:
     """A write whose data buffer is device-writable does not change the disk."""
     session = t.session()
@@ -177,7 +177,7 @@ def write_with_writable_data(t: Tester) -> str:
 # Flush, identity.
 
 
-@DEVICE.must("blk.flush-sector", "5.2.6.1", Severity.HIGH, features=_FLUSH)
+@DEVICE.must("blk.flush-sector", "5.2.6.1", Severity.HIGH, features=_FLUSH, same_as="B0008")
 def flush_sector(t: Tester) -> str:
     """A flush whose sector is not 0 does no harm."""
     session = t.session()
@@ -185,7 +185,7 @@ def flush_sector(t: Tester) -> str:
     return answer(t, session, request, may_succeed=True)
 
 
-@DEVICE.must("blk.flush-data", "5.2.6.1", Severity.HIGH, features=_FLUSH)
+@DEVICE.must("blk.flush-data", "5.2.6.1", Severity.HIGH, features=_FLUSH, same_as="B0007")
 def flush_data(t: Tester) -> str:
     """A flush with data, in either direction, does no harm."""
     session = t.session()
@@ -200,7 +200,7 @@ def flush_unnegotiated(t: Tester) -> str:
     return answer(t, session, session.prepare(FLUSH), may_succeed=True)
 
 
-@DEVICE.must("blk.get-id-19", "5.2.6.1", Severity.HIGH)
+@DEVICE.must("blk.get-id-19", "5.2.6.1", Severity.HIGH, same_as="B0009")
 def get_id_19(t: Tester) -> str:
     """GET_ID into 19 bytes, one too few, writes no further."""
     return _get_id(t, 19)
@@ -246,13 +246,15 @@ def discard_beyond_end(t: Tester) -> str:
     return _ranges(t, DISCARD, segment(t.facts.capacity - t.block_sectors, 2 * t.block_sectors))
 
 
-@DEVICE.must("blk.discard-wraps", "5.2.6.1", Severity.CRITICAL, features=_DISCARD, scratch=True)
+@DEVICE.must("blk.discard-wraps", "5.2.6.1", Severity.CRITICAL, features=_DISCARD, scratch=True, same_as="B0066")
 def discard_wraps(t: Tester) -> str:
     """A discard whose sectors pass 2^64 does not succeed."""
     return _ranges(t, DISCARD, segment((1 << 64) - 8, 16))
 
 
-@DEVICE.must("blk.write-zeroes-beyond-end", "5.2.6.1", Severity.CRITICAL, features=_ZEROES, scratch=True)
+@DEVICE.must(
+    "blk.write-zeroes-beyond-end", "5.2.6.1", Severity.CRITICAL, features=_ZEROES, scratch=True, same_as="B0069"
+)
 def write_zeroes_beyond_end(t: Tester) -> str:
     """Write zeroes that ends behind the disk does not succeed."""
     return _ranges(t, ZEROES, segment(t.facts.capacity - t.block_sectors, 2 * t.block_sectors))
@@ -272,7 +274,7 @@ def write_zeroes_count_wraps(t: Tester) -> str:
     return _ranges(t, ZEROES, segment(0, 1 << 23))
 
 
-@DEVICE.must("blk.write-zeroes-odd-payload", "5.2.6.1", Severity.HIGH, features=_ZEROES, scratch=True)
+@DEVICE.must("blk.write-zeroes-odd-payload", "5.2.6.1", Severity.HIGH, features=_ZEROES, scratch=True, same_as="B0064")
 def write_zeroes_odd_payload(t: Tester) -> str:
     """Write zeroes whose payload is no whole number of segments does not succeed."""
     return _ranges(t, ZEROES, segment(t.scratch_sector(), t.block_sectors)[:15])
@@ -284,14 +286,14 @@ def write_zeroes_no_segment(t: Tester) -> str:
     return _ranges(t, ZEROES, b"", may_succeed=True)
 
 
-@DEVICE.must("blk.write-zeroes-too-many", "5.2.6.1", Severity.HIGH, features=_ZEROES, scratch=True)
+@DEVICE.must("blk.write-zeroes-too-many", "5.2.6.1", Severity.HIGH, features=_ZEROES, scratch=True, same_as="B0016")
 def write_zeroes_too_many(t: Tester) -> str:
     """Write zeroes of more segments than `max_write_zeroes_seg` does not succeed in part: all of it, or none."""
     most = t.facts.fields.get("max_write_zeroes_seg", 1)
     return _too_many(t, ZEROES, most)
 
 
-@DEVICE.must("blk.discard-odd-payload", "5.2.6.1", Severity.HIGH, features=_DISCARD, scratch=True)
+@DEVICE.must("blk.discard-odd-payload", "5.2.6.1", Severity.HIGH, features=_DISCARD, scratch=True, same_as="B0063")
 def discard_odd_payload(t: Tester) -> str:
     """A discard whose payload is no whole number of segments does not succeed."""
     return _ranges(t, DISCARD, segment(t.scratch_sector(), t.block_sectors) + bytes(8))
@@ -343,13 +345,13 @@ def write_zeroes_too_long(t: Tester) -> str:
 # Requests of features that were not negotiated.
 
 
-@DEVICE.must("blk.discard-unnegotiated", "5.2.3", Severity.LOW, features=_DISCARD, scratch=True)
+@DEVICE.must("blk.discard-unnegotiated", "5.2.3", Severity.LOW, features=_DISCARD, scratch=True, same_as="B0020")
 def discard_unnegotiated(t: Tester) -> str:
     """A discard where DISCARD was not negotiated does no harm."""
     return _unnegotiated(t, DISCARD, _DISCARD)
 
 
-@DEVICE.must("blk.write-zeroes-unnegotiated", "5.2.3", Severity.LOW, features=_ZEROES, scratch=True)
+@DEVICE.must("blk.write-zeroes-unnegotiated", "5.2.3", Severity.LOW, features=_ZEROES, scratch=True, same_as="B0019")
 def write_zeroes_unnegotiated(t: Tester) -> str:
     """Write zeroes where WRITE_ZEROES was not negotiated does no harm."""
     return _unnegotiated(t, ZEROES, _ZEROES)
@@ -361,7 +363,7 @@ def _unnegotiated(t: Tester, kind: int, without: tuple[int, ...]) -> str:
     return answer(t, session, session.prepare(kind, 0, segment(first, t.block_sectors)), may_succeed=True)
 
 
-@DEVICE.must("blk.erase-unoffered", "5.2.3", Severity.HIGH, scratch=True)
+@DEVICE.must("blk.erase-unoffered", "5.2.3", Severity.HIGH, scratch=True, same_as="B0021")
 def erase_unoffered(t: Tester) -> str:
     """A secure erase, where that is not offered, gets UNSUPP and changes nothing."""
     if t.facts.offers(blk.VIRTIO_BLK_F_SECURE_ERASE):
@@ -383,7 +385,7 @@ def lifetime_unoffered(t: Tester) -> str:
     return "status 2"
 
 
-@DEVICE.must("blk.scsi-command", "5.2.6", Severity.HIGH)
+@DEVICE.must("blk.scsi-command", "5.2.6", Severity.HIGH, same_as="B0004")
 def scsi_command(t: Tester) -> str:
     """SCSI commands of legacy devices (types 2 and 3) are not served."""
     session = t.session()

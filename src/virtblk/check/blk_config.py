@@ -150,7 +150,9 @@ def _limits(t: Tester, *names: str) -> str:
     return text
 
 
-@DEVICE.must("blk.writeback-switch", "5.2.6.1", Severity.HIGH, features=(*_WCE, blk.VIRTIO_BLK_F_FLUSH))
+@DEVICE.must(
+    "blk.writeback-switch", "5.2.6.1", Severity.HIGH, features=(*_WCE, blk.VIRTIO_BLK_F_FLUSH), same_as="B0053"
+)
 def writeback_switch(t: Tester) -> None:
     """With CONFIG_WCE, a driver switches the cache mode by writing `writeback`, and reads back what it wrote."""
     session = t.session()

@@ -115,7 +115,7 @@ def size_max(t: Tester) -> str:
     return f"{size} bytes" if size == limit else f"{size} bytes of {limit}"
 
 
-@DEVICE.must("blk.last-sector", "5.2.6", Severity.HIGH)
+@DEVICE.must("blk.last-sector", "5.2.6", Severity.HIGH, same_as="B0055")
 def last_sector(t: Tester) -> None:
     """The last block of the disk can be read."""
     t.session().read(t.facts.capacity - t.block_sectors, t.block_sectors)
@@ -144,7 +144,7 @@ def status_one_byte(t: Tester) -> None:
         session.account()
 
 
-@DEVICE.must("blk.unknown-type", "5.2.6", Severity.HIGH)
+@DEVICE.must("blk.unknown-type", "5.2.6", Severity.HIGH, same_as="B0003")
 def unknown_type(t: Tester) -> None:
     """A request of an unknown type gets UNSUPP."""
     session = t.session()
@@ -155,7 +155,7 @@ def unknown_type(t: Tester) -> None:
             raise Failed(f"type {kind}: {_said(request.status)}, expected UNSUPP (2)")
 
 
-@DEVICE.must("blk.legacy-barrier", "5.2.6", Severity.DEVIATION)
+@DEVICE.must("blk.legacy-barrier", "5.2.6", Severity.DEVIATION, same_as="B0089")
 def legacy_barrier(t: Tester) -> None:
     """Bit 31 of the type, a barrier on devices before virtio 1.0, makes a type unknown as any other bit does."""
     request = t.session().send(1 << 31 | IN, 0, room=512 * t.block_sectors)
@@ -197,22 +197,6 @@ def flush_after_write(t: Tester) -> None:
     if session.read(first, t.block_sectors) != data:
         raise Failed("the data changed")
 
-
-for _id, _text in (
-    (
-        "blk.durable-without-flush",
-        "FLUSH offered, neither it nor CONFIG_WCE negotiated: a write is durable at completion.",
-    ),
-    ("blk.durable-write-through", "CONFIG_WCE negotiated, writeback 0 throughout: a write is durable at completion."),
-    ("blk.durable-after-flush", "Writes that had completed before a flush was sent are durable when it completes."),
-):
-    DEVICE.unbuilt(
-        _id,
-        "5.2.6.2",
-        Level.MUST,
-        _text,
-        "not to be seen at the socket: it takes a power cut below the device",
-    )
 
 DEVICE.unbuilt(
     "blk.capacity-change",
@@ -296,13 +280,13 @@ def discard_unknown_flag(t: Tester) -> None:
     _unsupported(t, blk.VIRTIO_BLK_T_DISCARD, (2, 1 << 31))
 
 
-@DEVICE.must("blk.discard-unmap", "5.2.6.2", Severity.HIGH, features=_DISCARD, scratch=True)
+@DEVICE.must("blk.discard-unmap", "5.2.6.2", Severity.HIGH, features=_DISCARD, scratch=True, same_as="B0014")
 def discard_unmap(t: Tester) -> None:
     """A discard with `unmap`, which only write zeroes has, gets UNSUPP."""
     _unsupported(t, blk.VIRTIO_BLK_T_DISCARD, (UNMAP,))
 
 
-@DEVICE.must("blk.write-zeroes-unknown-flag", "5.2.6.2", Severity.HIGH, features=_ZEROES, scratch=True)
+@DEVICE.must("blk.write-zeroes-unknown-flag", "5.2.6.2", Severity.HIGH, features=_ZEROES, scratch=True, same_as="B0017")
 def write_zeroes_unknown_flag(t: Tester) -> None:
     """Write zeroes with an unknown flag gets UNSUPP, and changes nothing."""
     _unsupported(t, blk.VIRTIO_BLK_T_WRITE_ZEROES, (2, UNMAP | 1 << 31))
@@ -332,7 +316,9 @@ def _unsupported(t: Tester, kind: int, flags: tuple[int, ...]) -> None:
 # Read-only.
 
 
-@DEVICE.must("blk.read-only-write", "5.2.6.2", Severity.CRITICAL, features=(blk.VIRTIO_BLK_F_RO,), scratch=True)
+@DEVICE.must(
+    "blk.read-only-write", "5.2.6.2", Severity.CRITICAL, features=(blk.VIRTIO_BLK_F_RO,), scratch=True, same_as="B0057"
+)
 def read_only_write(t: Tester) -> None:
     """A write to a read-only disk gets IOERR and changes nothing."""
     _refuses_writes(t, ())

@@ -74,7 +74,7 @@ def _changed(descs: list[Desc], slot: int, **fields: int) -> list[Desc]:
 # Links.
 
 
-@DEVICE.must("chain.self-loop", "2.7.5", Severity.CRITICAL)
+@DEVICE.must("chain.self-loop", "2.7.5", Severity.CRITICAL, same_as="T0001")
 def self_loop(t: Tester) -> str:
     """A descriptor whose `next` is itself does no harm."""
     parts = Parts(t)
@@ -97,14 +97,14 @@ def empty_loop(t: Tester) -> str:
     )
 
 
-@DEVICE.must("chain.indirect-loop", "2.7.5.3", Severity.CRITICAL, features=_INDIRECT)
+@DEVICE.must("chain.indirect-loop", "2.7.5.3", Severity.CRITICAL, features=_INDIRECT, same_as="T0021")
 def indirect_loop(t: Tester) -> str:
     """A loop inside an indirect table does no harm."""
     parts = Parts(t)
     return parts.must_not_succeed(parts.offer_table(_changed(parts.descs(), 1, next=1)))
 
 
-@DEVICE.must("chain.next-outside", "2.7.5", Severity.CRITICAL)
+@DEVICE.must("chain.next-outside", "2.7.5", Severity.CRITICAL, same_as="T0003")
 def next_outside(t: Tester) -> str:
     """A `next` that is the queue size, or more, does no harm."""
     parts = Parts(t)
@@ -128,7 +128,7 @@ def indirect_next_outside(t: Tester) -> str:
 # The available ring.
 
 
-@DEVICE.must("chain.head-outside", "2.7.6", Severity.CRITICAL)
+@DEVICE.must("chain.head-outside", "2.7.6", Severity.CRITICAL, same_as="T0025")
 def head_outside(t: Tester) -> str:
     """An available head that is the queue size does no harm."""
     parts = Parts(t)
@@ -142,14 +142,14 @@ def head_65535(t: Tester) -> str:
     return parts.must_not_succeed(parts.offer(parts.descs(), head=65535))
 
 
-@DEVICE.must("chain.idx-jump", "2.7.6", Severity.CRITICAL)
+@DEVICE.must("chain.idx-jump", "2.7.6", Severity.CRITICAL, same_as="T0023")
 def idx_jump(t: Tester) -> str:
     """An available index that moves by more than the queue size does no harm."""
     parts = Parts(t)
     return _jump(parts, 65)
 
 
-@DEVICE.must("chain.idx-back", "2.7.6", Severity.CRITICAL)
+@DEVICE.must("chain.idx-back", "2.7.6", Severity.CRITICAL, same_as="T0024")
 def idx_back(t: Tester) -> str:
     """An available index that moves backwards does no harm."""
     parts = Parts(t)
@@ -168,7 +168,7 @@ def _jump(parts: Parts, by: int) -> str:
     return parts.session.settle(parts.t.settle_time)
 
 
-@DEVICE.must("chain.same-head-twice", "2.7.6", Severity.CRITICAL)
+@DEVICE.must("chain.same-head-twice", "2.7.6", Severity.CRITICAL, same_as="T0022")
 def same_head_twice(t: Tester) -> str:
     """A head that is available twice at once does no harm: the device may serve it twice."""
     parts = Parts(t)
@@ -185,7 +185,7 @@ def same_head_twice(t: Tester) -> str:
 # Shapes.
 
 
-@DEVICE.must("chain.header-only", "5.2.6", Severity.CRITICAL)
+@DEVICE.must("chain.header-only", "5.2.6", Severity.CRITICAL, same_as="T0014")
 def header_only(t: Tester) -> str:
     """A chain that is a header and nothing more does no harm."""
     parts = Parts(t)
@@ -200,7 +200,7 @@ def no_readable(t: Tester) -> str:
     return parts.must_not_succeed(parts.offer(descs))
 
 
-@DEVICE.must("chain.status-readable", "5.2.6", Severity.CRITICAL)
+@DEVICE.must("chain.status-readable", "5.2.6", Severity.CRITICAL, same_as="T0012")
 def status_readable(t: Tester) -> str:
     """A chain whose last buffer is device-readable does no harm, and nothing is written to that."""
     parts = Parts(t)
@@ -208,7 +208,7 @@ def status_readable(t: Tester) -> str:
     return parts.must_not_succeed(parts.offer(_changed(parts.descs(), 2, flags=0)))
 
 
-@DEVICE.must("chain.status-empty", "5.2.6", Severity.CRITICAL)
+@DEVICE.must("chain.status-empty", "5.2.6", Severity.CRITICAL, same_as="B0097")
 def status_empty(t: Tester) -> str:
     """A last buffer of length 0 does no harm, and nothing is written at its address."""
     parts = Parts(t)
@@ -216,7 +216,7 @@ def status_empty(t: Tester) -> str:
     return parts.offer(_changed(parts.descs(), 2, len=0))
 
 
-@DEVICE.must("chain.header-writable", "5.2.6", Severity.CRITICAL)
+@DEVICE.must("chain.header-writable", "5.2.6", Severity.CRITICAL, same_as="B0070")
 def header_writable(t: Tester) -> str:
     """A header in a device-writable buffer does no harm."""
     parts = Parts(t)
@@ -224,21 +224,21 @@ def header_writable(t: Tester) -> str:
     return parts.must_not_succeed(parts.offer(_changed(parts.descs(), 0, flags=NEXT | WRITE)))
 
 
-@DEVICE.must("chain.header-short", "5.2.6", Severity.CRITICAL)
+@DEVICE.must("chain.header-short", "5.2.6", Severity.CRITICAL, same_as="B0011")
 def header_short(t: Tester) -> str:
     """A header of 15 bytes does no harm."""
     parts = Parts(t)
     return parts.must_not_succeed(parts.offer(_changed(parts.descs(), 0, len=15)))
 
 
-@DEVICE.must("chain.header-long", "5.2.6", Severity.CRITICAL)
+@DEVICE.must("chain.header-long", "5.2.6", Severity.CRITICAL, same_as="B0096")
 def header_long(t: Tester) -> str:
     """A header of 17 bytes, before a read, does no harm."""
     parts = Parts(t)
     return parts.offer(_changed(parts.descs(), 0, len=17))
 
 
-@DEVICE.must("chain.writable-first", "2.7.4.2", Severity.CRITICAL)
+@DEVICE.must("chain.writable-first", "2.7.4.2", Severity.CRITICAL, same_as="T0053")
 def writable_first(t: Tester) -> str:
     """Device-writable buffers before device-readable ones do no harm."""
     parts = Parts(t)
@@ -261,7 +261,7 @@ def whole_ring(t: Tester) -> str:
     return session.settle(t.settle_time, request)
 
 
-@DEVICE.must("chain.zero-length", "2.7.5", Severity.CRITICAL)
+@DEVICE.must("chain.zero-length", "2.7.5", Severity.CRITICAL, same_as="T0006")
 def zero_length(t: Tester) -> str:
     """A buffer of length 0 among the others does no harm."""
     parts = Parts(t)
@@ -269,7 +269,7 @@ def zero_length(t: Tester) -> str:
     return parts.offer([header._replace(next=3), data, status, Desc(parts.data.addr, 0, NEXT | WRITE, 1)])
 
 
-@DEVICE.must("chain.total-over-4g", "2.7.5.2", Severity.CRITICAL)
+@DEVICE.must("chain.total-over-4g", "2.7.5.2", Severity.CRITICAL, same_as="T0077")
 def total_over_4g(t: Tester) -> str:
     """A chain of more than 2^32 bytes does no harm."""
     parts = Parts(t)
@@ -282,7 +282,7 @@ def total_over_4g(t: Tester) -> str:
 # Indirect tables.
 
 
-@DEVICE.must("chain.indirect-and-next", "2.7.5.3.1", Severity.CRITICAL, features=_INDIRECT)
+@DEVICE.must("chain.indirect-and-next", "2.7.5.3.1", Severity.CRITICAL, features=_INDIRECT, same_as="T0017")
 def indirect_and_next(t: Tester) -> str:
     """A descriptor with both INDIRECT and NEXT does no harm."""
     parts = Parts(t)
@@ -290,7 +290,7 @@ def indirect_and_next(t: Tester) -> str:
     return parts.offer([Desc(table, 48, INDIRECT | NEXT, 1), Desc(parts.status.addr, 1, WRITE)])
 
 
-@DEVICE.must("chain.indirect-nested", "2.7.5.3.1", Severity.CRITICAL, features=_INDIRECT)
+@DEVICE.must("chain.indirect-nested", "2.7.5.3.1", Severity.CRITICAL, features=_INDIRECT, same_as="T0016")
 def indirect_nested(t: Tester) -> str:
     """An indirect table inside an indirect table does no harm."""
     parts = Parts(t)
@@ -298,14 +298,14 @@ def indirect_nested(t: Tester) -> str:
     return parts.must_not_succeed(parts.offer_table([Desc(inner, 48, INDIRECT)]))
 
 
-@DEVICE.must("chain.indirect-length-0", "2.7.5.3", Severity.CRITICAL, features=_INDIRECT)
+@DEVICE.must("chain.indirect-length-0", "2.7.5.3", Severity.CRITICAL, features=_INDIRECT, same_as="T0019")
 def indirect_length_0(t: Tester) -> str:
     """An indirect table of 0 bytes does no harm."""
     parts = Parts(t)
     return parts.must_not_succeed(parts.offer_table(parts.descs(), 0))
 
 
-@DEVICE.must("chain.indirect-length-odd", "2.7.5.3", Severity.CRITICAL, features=_INDIRECT)
+@DEVICE.must("chain.indirect-length-odd", "2.7.5.3", Severity.CRITICAL, features=_INDIRECT, same_as="T0018")
 def indirect_length_odd(t: Tester) -> str:
     """An indirect table whose length is no multiple of 16 does no harm."""
     parts = Parts(t)
@@ -319,7 +319,7 @@ def indirect_length_8(t: Tester) -> str:
     return parts.must_not_succeed(parts.offer_table(parts.descs(), 8))
 
 
-@DEVICE.must("chain.indirect-length-huge", "2.7.5.3", Severity.CRITICAL, features=_INDIRECT)
+@DEVICE.must("chain.indirect-length-huge", "2.7.5.3", Severity.CRITICAL, features=_INDIRECT, same_as="T0099")
 def indirect_length_huge(t: Tester) -> str:
     """An indirect table of 2^32 - 16 bytes does no harm."""
     parts = Parts(t)
@@ -335,7 +335,7 @@ def indirect_past_end(t: Tester) -> str:
     return parts.must_not_succeed(parts.offer([Desc(end - 32, 48, INDIRECT)]))
 
 
-@DEVICE.must("chain.indirect-unnegotiated", "2.7.5.3", Severity.HIGH, features=_INDIRECT)
+@DEVICE.must("chain.indirect-unnegotiated", "2.7.5.3", Severity.HIGH, features=_INDIRECT, same_as="T0015")
 def indirect_unnegotiated(t: Tester) -> str:
     """An indirect descriptor where INDIRECT_DESC was not negotiated does no harm."""
     parts = Parts(t, without=_INDIRECT)
@@ -354,19 +354,19 @@ def _pack(desc: Desc) -> bytes:
 # Addresses.
 
 
-@DEVICE.must("chain.address-0", "2.7.5", Severity.CRITICAL)
+@DEVICE.must("chain.address-0", "2.7.5", Severity.CRITICAL, same_as="T0004")
 def address_0(t: Tester) -> str:
     """A data buffer at guest address 0, where no memory is, does no harm."""
     return _data_at(t, 0)
 
 
-@DEVICE.must("chain.address-top", "2.7.5", Severity.CRITICAL)
+@DEVICE.must("chain.address-top", "2.7.5", Severity.CRITICAL, same_as="T0008")
 def address_top(t: Tester) -> str:
     """A data buffer whose address and length pass 2^64 does no harm."""
     return _data_at(t, _TOP - 255)
 
 
-@DEVICE.must("chain.address-past-end", "2.7.5", Severity.CRITICAL)
+@DEVICE.must("chain.address-past-end", "2.7.5", Severity.CRITICAL, same_as="T0073")
 def address_past_end(t: Tester) -> str:
     """A data buffer that begins in guest memory and ends behind it does no harm."""
     return _data_at(t, GUEST + DEFAULT_SIZE - 256)
@@ -416,7 +416,7 @@ def across_regions(t: Tester) -> str:
     return answer
 
 
-@DEVICE.must("chain.hole-between-regions", "2.7.5", Severity.CRITICAL)
+@DEVICE.must("chain.hole-between-regions", "2.7.5", Severity.CRITICAL, same_as="T0090")
 def hole_between_regions(t: Tester) -> str:
     """A buffer that reaches into a hole between two regions does no harm."""
     half = 2 << 20
@@ -430,7 +430,7 @@ def hole_between_regions(t: Tester) -> str:
     return parts.must_not_succeed(parts.offer(_changed(parts.descs(), 1, addr=address)))
 
 
-@DEVICE.must("chain.buffer-in-ring", "2.7.5", Severity.CRITICAL)
+@DEVICE.must("chain.buffer-in-ring", "2.7.5", Severity.CRITICAL, same_as="T0070")
 def buffer_in_ring(t: Tester) -> str:
     """A data buffer that lies in the descriptor table does no harm to the device."""
     parts = Parts(t)

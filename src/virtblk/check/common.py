@@ -99,7 +99,7 @@ def _each_subset(t: Tester, subsets: dict[int, int]) -> str:
     return f"{1 + len(subsets)} subsets"
 
 
-@DEVICE.must("common.unoffered-refused", "2.2.2", Severity.LOW)
+@DEVICE.must("common.unoffered-refused", "2.2.2", Severity.LOW, same_as="T0037")
 def unoffered_refused(t: Tester) -> str:
     """Features that were not offered are not accepted."""
     offered = t.facts.features
@@ -112,7 +112,7 @@ def unoffered_refused(t: Tester) -> str:
     return refusal
 
 
-@DEVICE.must("common.in-order", "2.7.9", Severity.HIGH, features=(VIRTIO_F_IN_ORDER,))
+@DEVICE.must("common.in-order", "2.7.9", Severity.HIGH, features=(VIRTIO_F_IN_ORDER,), same_as="T0085")
 def in_order(t: Tester) -> None:
     """With IN_ORDER, buffers are used in the order in which they were made available."""
     session = t.session(plus=(VIRTIO_F_IN_ORDER,))

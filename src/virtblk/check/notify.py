@@ -39,7 +39,7 @@ def call_flags_0(t: Tester) -> None:
         session.wait_call()
 
 
-@DEVICE.should("split.call-flags-1", "2.7.7.2", Severity.LOW)
+@DEVICE.should("split.call-flags-1", "2.7.7.2", Severity.LOW, same_as="T0093")
 def call_flags_1(t: Tester) -> None:
     """Without EVENT_IDX, and with 1 in the available ring's flags, the device does not notify."""
     session = t.session()
@@ -143,7 +143,7 @@ def call_event_batch(t: Tester) -> None:
         session.wait_call()
 
 
-@DEVICE.must("split.spurious-kicks", "2.7.10.2", Severity.HIGH)
+@DEVICE.must("split.spurious-kicks", "2.7.10.2", Severity.HIGH, same_as="T0068")
 def spurious_kicks(t: Tester) -> None:
     """Kicks without anything to do are tolerated."""
     session = t.session()

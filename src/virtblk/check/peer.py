@@ -51,6 +51,16 @@ class Peer:
         self._sock = self.conn._sock
         self.reply_ack = False
 
+    @classmethod
+    def on(cls, sock: socket.socket, timeout: float) -> Peer:
+        """On a socket that is connected, and belongs to the peer from now on."""
+        peer = cls.__new__(cls)
+        peer.timeout = timeout
+        peer.conn = Connection(sock)
+        peer._sock = sock
+        peer.reply_ack = False
+        return peer
+
     # Anything at all.
 
     def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:

@@ -1,8 +1,9 @@
 """What the checks of unsound vhost-user messages have in common: each is to be refused, and to do no harm.
 
-A refusal is an acknowledgement other than 0, or the end of the session; then the next message goes to a new one. A
-check returns `how` where its clause demands the refusal, and ends with `Rejected(how)` where the clause only forbids
-front ends to send such a thing. Called by the checks of messages, memory and rings, on their thread.
+A refusal is an acknowledgement other than 0, or the end of the session, be it after an acknowledgement of 0 (that this
+is wrong in itself is what `vhost.ack-failure` says); the next message goes to a new session then. A check returns `how`
+where its clause demands the refusal, and ends with `Rejected(how)` where the clause only forbids front ends to send it.
+Called by the checks of messages, memory, rings and descriptors, on their thread.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from virtblk.check.peer import Gone
 from virtblk.check.requirement import Failed, Rejected
 from virtblk.check.runner import Tester
 from virtblk.check.session import Session
@@ -37,10 +39,15 @@ class Refusals:
         return self._session
 
     def send(self, what: str, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """A message that must be refused. Failed, with `what` it was, if it is acknowledged with 0."""
-        session = self.session
-        way = session.peer.refusal(request, payload, fds)
-        if way is None and session.peer.reply_ack:
+        """A message that must be refused. Failed, with `what` it was, if it is acknowledged with 0 and that is all."""
+        peer = self.session.peer
+        way = peer.refusal(request, payload, fds)
+        if way is None:
+            try:
+                peer.get_features()
+            except Gone:
+                way = "acknowledged with 0, and the session was closed"
+        if way is None and peer.reply_ack:
             raise Failed(f"{what} was acknowledged with 0")
         way = way or _UNKNOWN
         if way not in self._ways:

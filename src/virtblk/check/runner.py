@@ -23,6 +23,8 @@ from virtblk.uapi.virtio_config import RING_FEATURE_NAMES
 AREA: Final = 2048
 #: Seconds in which a device answers what it is going to answer at all, where silence is an answer too.
 SETTLE: Final = 0.4
+#: Seconds that a process may take to end after its connections did: it may have a core to dump.
+DEATH: Final = 5.0
 
 FEATURE_NAMES: Final = BLK_FEATURE_NAMES | RING_FEATURE_NAMES
 
@@ -179,10 +181,12 @@ def _probe(target: Target) -> str | None:
     try:
         session = tester.session()
         session.read(0, tester.block_sectors)
-    except (Gone, Silent, Failed) as error:
+    except (Silent, Failed) as error:
         return target.dead() or f"a new front end is not served: {error}"
+    except Gone as error:
+        return target.dead(DEATH) or f"a new front end is not served: {error}"
     except Unreachable as error:
-        return target.dead() or f"a new front end is not served: {error.strerror or error}"
+        return target.dead(DEATH) or f"a new front end is not served: {error.strerror or error}"
     finally:
         tester.close()
     return None

@@ -48,7 +48,7 @@ def same(session: Session, request: Request, t: Tester) -> None:
 # Framing: most devices demand the usual one, and all drivers use it.
 
 
-@DEVICE.must("split.framing-split-header", "2.7.4.1", Severity.DEVIATION)
+@DEVICE.must("split.framing-split-header", "2.7.4.1", Severity.DEVIATION, same_as="B0029")
 def framing_split_header(t: Tester) -> None:
     """A device assumes nothing about framing: a header in two buffers."""
     session = t.session()

@@ -68,6 +68,7 @@ class Target:
     def __init__(self, path: str | None, command: str | None, timeout: float) -> None:
         self.timeout = timeout
         self.process: subprocess.Popen[bytes] | None = None
+        self.keeps_data: bool | None = None  # whether the disk outlives the process; None: nobody looked yet
         self._command: list[str] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._log: IO[bytes] | None = None
@@ -139,12 +140,13 @@ class Target:
         """A new connection. Raises Unreachable, and OSError where this process cannot have one."""
         return Peer(self.path, self.timeout)
 
-    def dead(self) -> str | None:
-        """How the command ended, None while it runs (or there is none)."""
+    def dead(self, wait: float = 0.0) -> str | None:
+        """How the command ended, None while it runs (or there is none). It is given `wait` seconds to end."""
         if self.process is None:
             return None
-        status = self.process.poll()
-        if status is None:
+        try:
+            status = self.process.wait(wait)
+        except subprocess.TimeoutExpired:
             return None
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         return f"the device's process ended: {how}{self.last_words()}"

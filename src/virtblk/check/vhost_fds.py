@@ -201,11 +201,9 @@ def fds_refused(t: Tester) -> str:
     unsound = Refusals(t)
 
     def refused() -> None:
-        fd = unsound.session.memory.fd
-        regions = [region_at(0), region_at(1)._replace(guest_addr=region_at(0).guest_addr)]
-        unsound.send(
-            "a table of overlapping regions, and a descriptor too many", SET_MEM_TABLE, table(regions), [fd] * 3
-        )
+        session = unsound.session
+        fds = [session.event_fd(), session.memory.fd]
+        unsound.send("a table with an eventfd", SET_MEM_TABLE, table([region_at(0), region_at(1)]), fds)
 
     return leaks_none(t, process.fds, "a refused table", refused)
 

@@ -1,8 +1,8 @@
 """The command line: `virtblk bench | check | fuzz | info | serve | warmup`. One short file per command, imported when
 it is asked for.
 
-Exit status: 0 fine; 1 the run found errors or lost its peer; 2 wrong usage or input; 130 interrupted. No traceback
-reaches a user unless VIRTBLK_TRACEBACK=1 asks for it.
+Exit status: 0 fine; 1 the run found errors or lost its peer; 2 wrong usage or input; 130 interrupted; 143 terminated,
+where devices had to be ended first. No traceback reaches a user unless VIRTBLK_TRACEBACK=1 asks for it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ COMMANDS: Final = {
     "warmup": "compile everything now, so that the next start is quick",
 }
 
-#: Exit status after Ctrl-C, as of a shell.
+#: Exit status after Ctrl-C and SIGTERM, as of a shell.
 INTERRUPTED: Final = 130
+TERMINATED: Final = 143
+#: Commands that end what they started (--exec) before SIGTERM ends them.
+WITH_CHILDREN: Final = ("check", "fuzz")
 
 DISKS: Final = """disks:
   vhost-user:/path/to/socket   a vhost-user-blk device that listens there
@@ -72,11 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="virtblk: %(message)s", level=logging.WARNING)
+    ended: list[int] = []
     try:
-        with _careful_interrupts():
-            return _main(words)
+        with _careful_interrupts(ended, terminable=any(word in WITH_CHILDREN for word in words)):
+            status = _main(words)
     except KeyboardInterrupt:  # while an error was told, or so late that nothing was left to end
-        return INTERRUPTED
+        status = INTERRUPTED
+    return TERMINATED if ended else status
 
 
 def _main(words: list[str]) -> int:
@@ -106,31 +111,49 @@ def _main(words: list[str]) -> int:
 
 
 @contextmanager
-def _careful_interrupts() -> Iterator[None]:
+def _careful_interrupts(ended: list[int], *, terminable: bool) -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt as ever, but never where it would be swallowed, with a traceback: in a finalizer
-    or in LLVM's callbacks. There it comes a little later."""
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    or in LLVM's callbacks; nor where a child would be lost, which is there and not known yet. It comes a little later.
+
+    With `terminable` SIGTERM does the same, once, and goes into `ended`.
+    """
+    handled = []
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            handled.append(signal.SIGINT)
+        if terminable and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            handled.append(signal.SIGTERM)
+    if not handled:
         yield
         return
+    put_off = signal.SIGINT
 
     def interrupt(signo: int, frame: FrameType | None) -> None:
+        nonlocal put_off
+        if signo in ended:
+            return  # what was begun is being ended
         inner = frame
         while inner is not None:
-            if inner.f_code.co_name == "__del__" or "llvmlite" in inner.f_code.co_filename:
+            code = inner.f_code
+            if code.co_name in ("__del__", "_execute_child") or "llvmlite" in code.co_filename:
+                put_off = signal.Signals(signo)
                 signal.setitimer(signal.ITIMER_REAL, 0.02)
                 return
             inner = inner.f_back
+        if signo == signal.SIGTERM:
+            ended.append(signo)
         raise KeyboardInterrupt
 
-    alarm = signal.signal(signal.SIGALRM, lambda signo, frame: signal.raise_signal(signal.SIGINT))
-    signal.signal(signal.SIGINT, interrupt)
+    before = {signal.SIGALRM: signal.signal(signal.SIGALRM, lambda signo, frame: signal.raise_signal(put_off))}
+    for signo in handled:
+        before[signo] = signal.signal(signo, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for signo in handled:
+            signal.signal(signo, before[signo])
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGALRM, before[signal.SIGALRM])
 
 
 def _complain(error: BaseException, status: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -49,4 +50,5 @@ def write_report(options: argparse.Namespace, matrix: Matrix) -> None:
         return
     from virtblk.bench.html_report import report_html
 
+    print(f"drawing {options.report}", file=sys.stderr)  # many figures take some seconds
     write_text(OPTION, options.report, report_html(matrix, datetime.now().astimezone()))
