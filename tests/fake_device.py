@@ -291,6 +291,9 @@ class FakeDevice:
                 (self.accepted,) = struct.unpack("<Q", msg.payload)
             case R.VHOST_USER_SET_PROTOCOL_FEATURES:
                 (self.accepted_protocol,) = struct.unpack("<Q", msg.payload)
+            case R.VHOST_USER_SET_CONFIG:
+                offset, size, _ = struct.unpack_from("<III", msg.payload)
+                self.config = self.config[:offset] + msg.payload[12 : 12 + size] + self.config[offset + size :]
             case R.VHOST_USER_ADD_MEM_REG:
                 self._map([decode_mem_reg(msg.payload)], msg.fds)
             case R.VHOST_USER_SET_MEM_TABLE:

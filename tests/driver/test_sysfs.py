@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,10 +14,13 @@ from conftest import INTERPRETED
 from driver.harness import driver
 from driver.test_bio_path import hammer
 from driver.test_request_path import idle
-from fake_device import FakeDevice
+from fake_device import FakeDevice, Fault
 from naive.virtio_blk import F_FLUSH, F_WCE, FEATURES, blk_config
 from virtblk.driver.virtio_blk import VirtioBlk
 from virtblk.errors import UsageError
+from virtblk.uapi.vhost_user import FrontendRequest as R
+from virtblk.uapi.virtio_blk import BLK_CONFIG_WRITEBACK
+from waiting import PATIENCE
 
 ALWAYS = {
     "serial": "fake",
@@ -62,6 +67,50 @@ def test_cache_type(features: int, writeback: int, text: str) -> None:
         driver(device) as opened,
     ):
         assert opened.sysfs.read("cache_type") == text
+
+
+def test_cache_type_is_switched_on_the_device() -> None:
+    with FakeDevice(features=FEATURES | F_WCE, config=blk_config(writeback=1)) as device, driver(device) as opened:
+        before = device.config
+        for text, value in (("write through", 0), ("write back", 1)):
+            opened.sysfs.write("cache_type", text)
+            assert opened.sysfs.read("cache_type") == text
+            assert device.config[BLK_CONFIG_WRITEBACK] == value
+        assert device.config == before, "and nothing else of its configuration"
+
+
+@pytest.mark.parametrize(
+    ("fault", "text", "code"),
+    [
+        (Fault.REFUSE, "fake: the device refused to change its cache mode", 0),
+        (struct.pack("<Q", 0), "fake: the device kept its cache mode", 0),  # it says that it did
+        (Fault.CLOSE, "fake: the device closed the connection", errno.ENODEV),
+        (Fault.SILENT, "fake: the device did not answer in time", errno.ETIMEDOUT),
+    ],
+)
+def test_a_device_that_does_not_switch(fault: Fault | bytes, text: str, code: int) -> None:
+    """An answer that is no, or a lie, is an error of this call; none at all ends the session."""
+    with (
+        FakeDevice(
+            features=FEATURES | F_WCE,
+            config=blk_config(writeback=1),
+            faults={R.VHOST_USER_SET_CONFIG: fault},
+        ) as device,
+        driver(device) as opened,
+    ):
+        opened.front.timeout = 0.2 if fault is Fault.SILENT else PATIENCE
+        with pytest.raises(OSError, match=text) as caught:
+            opened.sysfs.write("cache_type", "write through")
+        assert caught.value.errno == (code or errno.EIO)
+        assert opened.error == code
+        assert opened.sysfs.read("cache_type") == "write back"
+
+
+def test_a_cache_type_that_is_fixed() -> None:
+    with FakeDevice(features=FEATURES & ~F_WCE) as device, driver(device) as opened:
+        with pytest.raises(UsageError, match="cache_type is fixed on this device: it does not offer CONFIG_WCE"):
+            opened.sysfs.write("cache_type", "write through")
+        assert opened.sysfs.read("cache_type") == "write back"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +178,7 @@ def test_settings_that_change_under_load_lose_nothing() -> None:
 
         def change() -> int:
             count = 0
-            while not stop.is_set():
+            while count < 3 or not stop.is_set():
                 opened.sysfs.write("queue/scheduler", ("deadline", "noop")[count % 2])
                 opened.sysfs.write("queue/nr_requests", ("4", "128", "9")[count % 3])
                 opened.sysfs.write("queue/nomerges", "021"[count % 3])
