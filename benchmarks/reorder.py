@@ -115,8 +115,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--depth", default="1", metavar="N", help="commands that the drive knows (default 1)")
-    add("--speed", default="20", metavar="N", help="how many times as fast as the clock (default 20)")
-    add("--rounds", default="10", metavar="N", help="slices per case and path, 8 or more (default 10)")
+    add("--speed", default="10", metavar="N", help="how many times as fast as the clock (default 10)")
+    add("--rounds", default="12", metavar="N", help="slices per case and path, 8 or more (default 12)")
     add("--slice", type=float, default=2.0, metavar="S", help="seconds per slice (default 2)")
     add("--confidence", type=float, default=95.0, metavar="P", help="of the intervals, per cent (default 95)")
     add("--seed", default="1", metavar="N", help="of the turns and the offsets (default 1)")

@@ -37,7 +37,8 @@ class Preset:
 
 #: `--preset NAME`. Block sizes, from bandwidth and IOPS, and the paths are the posting's. Jobs and depth follow from
 #: IOPS times mean latency, which gives some 14000 I/Os in flight on ramdisk and card, and 250 on SATA. kvm tool's ring
-#: has 256 entries. On SATA the range is what the posted random runs moved; on the card addresses do not matter.
+#: has 256 entries. On SATA the range is what the posted random runs moved; on the card addresses do not matter, and
+#: a small one is soon in memory. Slices are long where what is in flight at their end takes long.
 PRESETS: Final[dict[str, Preset]] = {
     "posting-ramdisk": Preset(
         RAMDISK,
@@ -56,7 +57,9 @@ PRESETS: Final[dict[str, Preset]] = {
             "numjobs": 256,
             "iodepth": 64,
             "queue_size": 256,
-            "size": "1g",
+            "size": "64m",
+            "runtime": 15.0,
+            "slice": 1.0,
             "path": "request,bio",
         },
         "256 jobs x 64 deep, a ring of 256 and the range are inferred, the posting names none of them",
