@@ -64,6 +64,9 @@ ETIMEDOUT = 110
 SLEEP_NS = 50_000_000
 WAKE_ALL = 1 << 30
 COMPLETION_WAIT_MS = 1000
+#: How often a submitter of many gives way before it blocks: who runs next may find what we wait for. Where nobody
+#: else runs, a turn of that takes less than a microsecond, and all of them less than falling asleep and waking up.
+COURTESY = 8
 #: Rounds without a find after which the one who polls looks at the clock, and lets another poll.
 TURN_ROUNDS = 4096
 #: And where others poll other virtqueues on the same core: more is their time.
@@ -409,7 +412,7 @@ def virtblk_wait_at(handle, paths, sub, room, reap):
     since = 0  # what the time-out counts from
     used = -1  # where the used ring stood then
     rounds = 0
-    courtesy = d.queue[0]["crowded"]  # give way once before blocking: who runs next may have what we wait for
+    courtesy = COURTESY if d.queue[0]["crowded"] else 0  # times to give way before blocking
     while not virtblk_ready(d, sub, room):
         if virtqueue_more_used(d.vq):
             if not reap:
@@ -436,7 +439,7 @@ def virtblk_wait_at(handle, paths, sub, room, reap):
                 break
         if poll_ns >= 0 and now - began >= poll_ns:
             if courtesy:
-                courtesy = 0
+                courtesy -= 1
                 sched_yield()
                 continue
             virtblk_block(d, sub, room)
