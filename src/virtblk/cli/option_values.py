@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 from virtblk.errors import UsageError
 from virtblk.names import parse_size
@@ -28,12 +30,16 @@ def seconds(text: str) -> float:
 
 
 class Once(argparse.Action):
-    """Store the value of an option that is refused where it is given again: neither of the two would be a guess."""
+    """Store the value of an option that is refused where it is given again: to take either would be a guess."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
     ) -> None:
         earlier = getattr(namespace, self.dest)
         if earlier is not None:
-            parser.error(f"{option} is given twice ({earlier!r} and {values!r}); give one")
+            parser.error(f"{option_string} is given twice ({earlier!r} and {values!r}); give one")
         setattr(namespace, self.dest, values)
