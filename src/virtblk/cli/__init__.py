@@ -44,7 +44,7 @@ DISKS: Final = """disks:
   ram:512m?block_size=4k       with a block size
   file:disk.img                a file or a block device; ?cache=writeback|writethrough|none|unsafe
   sim:sata, sim:fusion-io      memory that takes the time of a disk or of a flash card
-  nbd:nbd://localhost          an NBD export: the rest is its URI, such as nbd+unix:///?socket=/run/nbd.sock"""
+  nbd:nbd://localhost          an NBD export: all after the first colon is its URI"""
 
 
 class Parser(argparse.ArgumentParser):
