@@ -103,8 +103,9 @@ def run(options: argparse.Namespace) -> int:
         ("--queue-size", "queue_size", options.queue_size),
         ("--poll-us", "poll_us", ServeOptions.poll_us if options.poll_us is None else options.poll_us),
     ):
+        alone: dict[str, Any] = {field: value}
         try:
-            ServeOptions(**{field: value})
+            ServeOptions(**alone)
         except UsageError as error:  # which calls it what Python calls it
             raise UsageError(f"{option} {value}: {str(error).partition(': ')[2]}") from error
     wanted = ServeOptions(
