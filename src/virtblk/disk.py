@@ -7,10 +7,12 @@ wait by the one waiting rule (spin `poll_us`, then block), copy out. Called on a
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Final
 
@@ -45,7 +47,7 @@ from virtblk.uapi.virtio_blk import (
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 )
 from virtblk.uapi.virtio_config import RING_FEATURE_NAMES
-from virtblk.vhost_user.connection import Connection
+from virtblk.vhost_user.connection import Connection, ConnectionClosed
 
 DEFAULT_POLL_US: Final = 20
 DEFAULT_TIMEOUT: Final = 30.0
@@ -60,6 +62,8 @@ _VERBS: Final = {
     REQ_OP_DISCARD: "discard",
     REQ_OP_WRITE_ZEROES: "write zeroes",
 }
+#: What else may be behind a device that does not answer: most serve one client at a time (README, qemu-storage-daemon).
+_HELD: Final = "; another client may hold it"
 #: Seconds that calls have to end once the queue is over.
 CLOSE_TIMEOUT: Final = 10.0
 
@@ -108,13 +112,27 @@ def connect(name: str, options: DriverOptions) -> tuple[VirtioBlk, LocalDevice |
     except (OSError, ValueError) as error:
         code = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OpenError(code, f"{name}: cannot connect: {text}") from error
+        if code == errno.ECONNREFUSED:
+            text = "nobody listens there" if _is_socket(parsed.rest) else "it is not a socket"
+        held = _HELD if code == errno.ETIMEDOUT else ""
+        raise OpenError(code, f"{name}: cannot connect: {text}{held}") from error
     try:
         with progress(), _opening(name):
             return VirtioBlk(connection, name, options), None
+    except OpenError as error:
+        connection.close()
+        if isinstance(error.__cause__, ConnectionClosed | TimeoutError):
+            raise OpenError(error.errno, f"{error.strerror}{_HELD}") from error
+        raise
     except BaseException:
         connection.close()
         raise
+
+
+def _is_socket(path: str) -> bool:
+    with suppress(OSError, ValueError):
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    return True
 
 
 def _path(path: str | None, use_bio: bool | None) -> str:
@@ -428,5 +446,3 @@ class Disk:
     def __repr__(self) -> str:
         state = "closed" if self._closing else f"{self.size} bytes"
         return f"<virtblk.Disk {self._title} ({self.name}, {state})>"
-
-

@@ -17,7 +17,7 @@ def parse_address(text: str) -> tuple[str, int]:
     """`HOST:PORT`, `[::1]:PORT`, or `PORT` alone, which is on loopback. Raises UsageError."""
     match = re.fullmatch(r"(?:(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):)?([0-9]{1,5})", text)
     if match is None or int(match[2]) > 65535:
-        raise UsageError(f"--metrics {text!r}: give PORT or HOST:PORT such as 127.0.0.1:9100")
+        raise UsageError(f"--metrics {text!r}: give PORT or HOST:PORT such as 127.0.0.1:9100, PORT from 0 to 65535")
     return (match[1] or "127.0.0.1").strip("[]"), int(match[2])
 
 

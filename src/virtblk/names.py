@@ -104,7 +104,9 @@ def parse_name(text: str) -> DiskName:
     """Parse a disk name. Raises UsageError with the name and what to give instead."""
     scheme, colon, rest = text.partition(":")
     if not colon:
-        raise UsageError(f"disk {text!r} has no scheme: write ram:512m, null:1g or vhost-user:/path/to/socket")
+        raise UsageError(
+            f"disk {text!r} has no scheme: write ram:512m, null:1g, file:/path/to/file or vhost-user:/path/to/socket"
+        )
     if scheme not in KNOWN:
         later = "is for a later version" if scheme in SCHEMES else "is unknown"
         raise UsageError(f"disk {text!r}: scheme {scheme!r} {later} (this version knows {', '.join(KNOWN)})")

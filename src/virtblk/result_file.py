@@ -10,6 +10,15 @@ from typing import Any
 from virtblk.errors import UsageError
 
 
+def _refusal(option: str, target: str, error: OSError) -> UsageError:
+    """Why `target` cannot be written: a directory that is not there is named, since the file need not be there."""
+    why = error.strerror
+    parent = Path(target).parent
+    if isinstance(error, FileNotFoundError) and target and not parent.is_dir():
+        why = f"there is no directory {str(parent)!r}; make it first"
+    return UsageError(f"{option} {target!r}: {why}")
+
+
 def check_writable(option: str, target: str) -> None:
     """Raise UsageError, naming `option`, where `target` cannot be written. Called before a run, not to lose its result.
 
@@ -24,7 +33,7 @@ def check_writable(option: str, target: str) -> None:
         if not existed:
             path.unlink()
     except OSError as error:
-        raise UsageError(f"{option} {target!r}: {error.strerror}") from error
+        raise _refusal(option, target, error) from error
 
 
 def check_json(target: str) -> None:
@@ -37,7 +46,7 @@ def write_text(option: str, target: str, text: str) -> None:
     try:
         Path(target).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise UsageError(f"{option} {target!r}: {error.strerror}") from error
+        raise _refusal(option, target, error) from error
 
 
 def write_json(target: str, value: dict[str, Any]) -> None:
@@ -49,4 +58,4 @@ def write_json(target: str, value: dict[str, Any]) -> None:
     try:
         Path(target).write_text(text)
     except OSError as error:
-        raise UsageError(f"--json {target!r}: {error.strerror}") from error
+        raise _refusal("--json", target, error) from error

@@ -155,11 +155,12 @@ def test_a_run_that_only_one_has_is_named(tmp_path: Path) -> None:
     [
         ("", "is not JSON"),
         ("{", "is not JSON"),
-        ("[]", "is not what this version's bench --json writes"),
-        ("7", "is not what this version's bench --json writes"),
-        ("{}", "is not what this version's bench --json writes (KeyError: 'runs')"),
-        ('{"runs": []}', "is not what this version's bench --json writes (KeyError: 'options')"),
-        ('{"runs": [{"workload": "read"}]}', "is not what this version's bench --json writes (KeyError: 'slices')"),
+        ("[]", "is not what this version's bench --json writes: it is no JSON object"),
+        ("7", "is not what this version's bench --json writes: it is no JSON object"),
+        ('{"runs": 7}', "is not what this version's bench --json writes: a value in it is of another kind"),
+        ("{}", "is not what this version's bench --json writes: it has no 'runs'"),
+        ('{"runs": []}', "is not what this version's bench --json writes: it has no 'options'"),
+        ('{"runs": [{"workload": "read"}]}', "is not what this version's bench --json writes: it has no 'slices'"),
     ],
 )
 def test_what_is_no_run_is_refused(tmp_path: Path, content: str, says: str) -> None:

@@ -21,6 +21,7 @@ from naive.virtio_blk import FEATURES, PROTOCOL_FEATURES, VERSION_1, blk_config
 from virtblk import __version__, cli
 from virtblk.cli import COMMANDS, main
 from virtblk.errors import DeviceError, OpenError, UsageError
+from virtblk.names import KNOWN
 from virtblk.uapi.vhost_user import FrontendRequest as R
 
 Capture = pytest.CaptureFixture[str]
@@ -95,12 +96,32 @@ BENCH, INFO = "bench", "info"
         (["bench", "ram:1m?colour=red"], "unknown key 'colour'"),
         (["info", "ram:0"], "disk 'ram:0': size 0"),
         (["info", "ram"], "disk 'ram'"),
-        (["info", "ram:1m", "--timeout", "0"], "timeout 0"),
-        (["info", "ram:1m", "--timeout", "nan"], "timeout nan"),
-        (["info", "ram:1m", "--timeout", "soon"], "'soon'"),
+        (["info", "ram:1m", "--timeout", "0"], "--timeout 0: give seconds"),
+        (["info", "ram:1m", "--timeout", "nan"], "--timeout: 'nan': give seconds"),
+        (["info", "ram:1m", "--timeout", "soon"], "--timeout: 'soon' is no number"),
+        (["info", "disk.img"], "write ram:512m, null:1g, file:/path/to/file or vhost-user:/path/to/socket"),
     ],
 )
 def test_wrong_usage_is_one_line_with_the_value_and_status_2(words: list[str], says: str, capsys: Capture) -> None:
+    assert says in complaint(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["bench", "--queue", "foo=1"], "--queue foo=1: ram:512m has no foo; it has nomerges, nr_requests, scheduler"),
+        (["bench", "--queue", "scheduler=cfq"], "--queue scheduler=cfq: queue/scheduler 'cfq': give one of noop"),
+        (["bench", "--queue", "nr_requests=-1"], "--queue nr_requests=-1: queue/nr_requests '-1': give 4 to"),
+        (["bench", "--size", "100"], "--bs 4k is more than the range of 100"),
+        (["bench", "ram:1m", "--bs", "2m"], "--bs 2m is more than the range of 1m"),
+        (["bench", "ram:1m", "--size", "2m"], "--size 2m is more than ram:1m has (1m)"),
+    ],
+)
+def test_what_needs_no_device_is_refused_before_one_starts(
+    words: list[str], says: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so before anything compiles."""
+    monkeypatch.setattr("virtblk.bench.session.Session", None)
     assert says in complaint(capsys, *words)
 
 
@@ -122,6 +143,14 @@ def test_help(words: list[str], capsys: Capture) -> None:
     assert told.out.startswith(f"usage: virtblk{' ' + words[0] if words[0] in COMMANDS else ''}")
     assert told.err == ""
     assert max(len(line) for line in told.out.splitlines()) <= 100
+
+
+def test_help_names_every_scheme_and_path(capsys: Capture) -> None:
+    for words, wanted in ((["--help"], KNOWN), (["bench", "--help"], (*KNOWN, "request, bio, mq, auto"))):
+        with pytest.raises(SystemExit):
+            main(words)
+        text = " ".join(capsys.readouterr().out.split())
+        assert [word for word in wanted if word not in text] == []
 
 
 def test_help_names_all_options_of_the_issue(capsys: Capture) -> None:
@@ -175,9 +204,9 @@ def test_what_does_not_fit_the_disk_is_status_2(words: list[str], says: str, cap
     [
         ("missing", "No such file or directory"),
         ("no directory", "No such file or directory"),
-        ("plain file", "Connection refused"),
-        ("directory", "Connection refused"),
-        ("stale", "Connection refused"),
+        ("plain file", "it is not a socket"),
+        ("directory", "it is not a socket"),
+        ("stale", "nobody listens there"),
         ("too long", "socket path of"),
     ],
 )
@@ -221,9 +250,9 @@ def answer_half(client: socket.socket) -> None:
     ("serve", "says"),
     [
         (talk, "VHOST_USER_GET_FEATURES: "),
-        (hang_up, "VHOST_USER_GET_FEATURES: the peer closed the connection"),
+        (hang_up, "VHOST_USER_GET_FEATURES: the peer closed the connection; another client may hold it"),
         (answer_half, "VHOST_USER_GET_FEATURES: the peer closed the connection after 6 of 12 bytes of a header"),
-        (until_closed, "VHOST_USER_GET_FEATURES: no answer within 0.2 s"),
+        (until_closed, "VHOST_USER_GET_FEATURES: no answer within 0.2 s; another client may hold it"),
     ],
 )
 def test_a_server_that_is_no_device(serve: Any, says: str, command: str, tmp_path: Path, capsys: Capture) -> None:
@@ -264,7 +293,9 @@ def test_a_device_that_is_no_disk(
 
 
 @pytest.mark.parametrize("command", [BENCH, INFO])
-@pytest.mark.parametrize(("name", "says"), [("none/out.json", "No such file or directory"), ("", "Is a directory")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("none/out.json", "there is no directory {!r}; make it first"), ("", "Is a directory")]
+)
 def test_regression_json_that_cannot_be_written_is_refused_before_the_run(
     name: str, says: str, command: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +303,7 @@ def test_regression_json_that_cannot_be_written_is_refused_before_the_run(
     monkeypatch.setattr("virtblk.disk.Connection.connect", None)
     target = f"{tmp_path}/{name}"
     line = complaint(capsys, command, "vhost-user:fake", "--json", target)
-    assert line == f"--json {target!r}: {says}"
+    assert line == f"--json {target!r}: {says.format(str(tmp_path / 'none'))}"
 
 
 # Exceptions and exit status.
@@ -402,7 +433,7 @@ def test_regression_a_reader_that_has_gone_is_no_traceback() -> None:
 
 
 def test_commands_are_files_of_their_name() -> None:
-    """Or parts of one: bench_fio is of bench."""
-    stems = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__"}
+    """Or parts of one: bench_fio is of bench. What options of several have in common is in option_values."""
+    stems = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "option_values"}
     assert stems >= set(COMMANDS)
     assert {stem.partition("_")[0] for stem in stems} == set(COMMANDS)

@@ -62,6 +62,7 @@ def test_every_fact_of_the_config(told: Any) -> None:
     text, value = told(features=FEATURES | F_TOPOLOGY | F_WCE, config=CONFIG, queue_num=4, serial=b"abc-7\0")
     assert text["name"] == "vhost-user:fake"
     assert text["disk"] == "vda"
+    assert text["queue_path"] == "request"
     assert text["serial"] == "abc-7"
     assert text["size"] == "4194304 (4m)"
     assert text["read_only"] == "no"

@@ -61,15 +61,20 @@ def read_run(name: str) -> dict[str, Any]:
         raise UsageError(f"--compare {name!r}: {error.strerror}") from error
     except ValueError as error:  # of JSON or of UTF-8
         raise UsageError(f"--compare {name!r} is not JSON: {error}") from error
+    foreign = f"--compare {name!r} is not what this version's bench --json writes"
+    if not isinstance(value, dict):
+        raise UsageError(f"{foreign}: it is no JSON object")
     try:
         cells = _cells(value)
         fixed = _fixed(value)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UsageError(f"--compare {name!r} is not what this version's bench --json writes ({what})") from error
+    except KeyError as error:
+        raise UsageError(f"{foreign}: it has no {error.args[0]!r}") from error
+    except (TypeError, AttributeError, IndexError) as error:
+        raise UsageError(f"{foreign}: a value in it is of another kind") from error
+    except ValueError as error:
+        raise UsageError(f"{foreign}: {error}") from error
     if not cells or not fixed:
         raise UsageError(f"--compare {name!r} holds no run")
-    assert isinstance(value, dict)
     return value
 
 

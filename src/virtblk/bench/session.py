@@ -8,17 +8,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from virtblk.bench.cpu import usage_of
 from virtblk.bench.crew import compile_crew
 from virtblk.bench.job import JobOptions
 from virtblk.bench.job_loop import JOB_DTYPE, Jobs, job_loop
+from virtblk.block.request import ELEVATOR_NOOP
 from virtblk.disk import connect, feature_names
 from virtblk.driver.queue import example_queue
+from virtblk.driver.sysfs import SCHEDULERS, Sysfs
 from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk, compile_driver
 from virtblk.errors import OpenError, UsageError
 from virtblk.jit.table import Table
@@ -62,6 +64,45 @@ def compile_jobs() -> None:
     """Compile what a plain bench runs, or load it from the cache."""
     ensure(job_loop, example_queue(), example_jobs(), 0)
     compile_crew(example_queue(), example_jobs())
+
+
+def set_queue(sysfs: Sysfs, queue: Sequence[tuple[str, str]], title: str) -> None:
+    """Set what `--queue` says: the scheduler first, since what others there are depends on it. Raises UsageError."""
+    for key, value in sorted(queue, key=lambda pair: not pair[0].endswith("scheduler")):
+        names = sysfs.names()
+        name = next((f"{prefix}{key}" for prefix in QUEUE_PREFIXES if f"{prefix}{key}" in names), None)
+        if name is None or not name.startswith("queue/"):
+            known = ", ".join(sorted(one.removeprefix("queue/") for one in names if one.startswith("queue/")))
+            raise UsageError(f"--queue {key}={value}: {title} has no {key}; it has {known}")
+        try:
+            sysfs.write(name, value)
+        except UsageError as error:
+            raise UsageError(f"--queue {key}={value}: {error}") from error
+
+
+class _NoDevice:
+    """What the attributes ask of a device: of one without virtqueues, on the path that a session begins with."""
+
+    def __init__(self) -> None:
+        self.path = DriverOptions.path
+        self.elevators = dict.fromkeys(SCHEDULERS, ELEVATOR_NOOP)
+        self.views: tuple[()] = ()
+        self.queues: tuple[()] = ()
+
+    def switch_elevator(self, elevator: int) -> None:
+        """There is nothing to drain."""
+
+
+def check_options(name: str, options: JobOptions) -> None:
+    """Refuse what can be seen to fail without a device, before anything compiles. Raises UsageError and OpenError."""
+    set_queue(Sysfs(cast(VirtioBlk, _NoDevice())), options.queue, name)
+    parsed = parse_name(name)
+    if parsed.scheme not in ("vhost-user", "nbd"):  # of which nothing is known before it is connected
+        storage = open_storage(parsed)
+        try:
+            options.check_disk(storage.size, storage.block_size, storage.read_only, name)
+        finally:
+            storage.close()
 
 
 @contextmanager
@@ -155,17 +196,8 @@ class Session:
                 raise UsageError(f"--device-cpus: cannot move process {self.device_pid}: {error.strerror}") from error
 
     def _set_queue(self, device: VirtioBlk) -> None:
-        """`--queue KEY=VALUE`: the scheduler first, since what others there are depends on it."""
-        for key, value in sorted(self.options.queue, key=lambda pair: not pair[0].endswith("scheduler")):
-            names = device.sysfs.names()
-            name = next((f"{prefix}{key}" for prefix in QUEUE_PREFIXES if f"{prefix}{key}" in names), None)
-            if name is None or not name.startswith("queue/"):
-                known = ", ".join(sorted(one.removeprefix("queue/") for one in names if one.startswith("queue/")))
-                raise UsageError(f"--queue {key}={value}: {self.name} has no {key}; it has {known}")
-            try:
-                device.sysfs.write(name, value)
-            except UsageError as error:
-                raise UsageError(f"--queue {key}={value}: {error}") from error
+        """`--queue KEY=VALUE`."""
+        set_queue(device.sysfs, self.options.queue, self.name)
 
     def queue_settings(self) -> dict[str, str]:
         """What `--queue` sets, with the values that it has now; by their names below `queue/`."""

@@ -67,17 +67,26 @@ def parse_sweep(text: str) -> Sweep:
     words = [word.strip() for word in rest.split(",")]
     for index, word in enumerate(words):
         if word != GOES_ON:
-            values.append(parse_size(word, f"{what}: value"))
+            values.append(_value(option, word, what))
         elif index + 2 != len(words):
             raise UsageError(f"{what}: {GOES_ON} stands before the last value, as in iodepth=1,2,4,...,128")
         else:
-            values += _between(values, parse_size(words[-1], f"{what}: value"), what)
+            values += _between(values, _value(option, words[-1], what), what)
         if len(values) > MAX_VALUES:
             raise UsageError(f"{what}: give at most {MAX_VALUES} values")
     if len(values) != len(set(values)):
         twice = next(value for value in values if values.count(value) > 1)
         raise UsageError(f"{what}: {twice} is there twice")
     return Sweep(option, tuple(values))
+
+
+def _value(option: str, word: str, what: str) -> int:
+    try:
+        return parse_size(word, f"{what}: value")
+    except UsageError:
+        if option in SIZES:
+            raise
+        raise UsageError(f"{what}: value {word!r}: give a whole number such as 32") from None
 
 
 def _between(values: Sequence[int], last: int, what: str) -> list[int]:

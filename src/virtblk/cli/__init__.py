@@ -1,8 +1,8 @@
 """The command line: `virtblk bench | check | fuzz | info | serve | warmup`. One short file per command, imported when
 it is asked for.
 
-Exit status: 0 fine; 1 the run found errors or lost its peer; 2 wrong usage or input; 130 interrupted; 143 terminated,
-where devices had to be ended first. No traceback reaches a user unless VIRTBLK_TRACEBACK=1 asks for it.
+Exit status: 0 fine; 1 the run found errors or lost its peer; 2 wrong usage or input, or no session came about; 130
+interrupted; 143 terminated. No traceback reaches a user unless VIRTBLK_TRACEBACK=1 asks for it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ COMMANDS: Final = {
 #: Exit status after Ctrl-C and SIGTERM, as of a shell.
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
-#: Commands that end what they started (--exec) before SIGTERM ends them.
-WITH_CHILDREN: Final = ("check", "fuzz")
+#: Commands that end what they started (--exec, a device of our own, a temporary disk) before SIGTERM ends them.
+WITH_CHILDREN: Final = ("bench", "check", "fuzz")
 
 DISKS: Final = """disks:
   vhost-user:/path/to/socket   a vhost-user-blk device that listens there
   ram:512m                     a disk of our own in memory
   null:1g                      a disk of our own that does nothing: what all the rest costs
   ram:512m?block_size=4k       with a block size
-  file:disk.img                a file or a block device; ?cache=writeback|writethrough|none|unsafe"""
+  file:disk.img                a file or a block device; ?cache=writeback|writethrough|none|unsafe
+  sim:sata, sim:fusion-io      memory that takes the time of a disk or of a flash card
+  nbd:nbd://localhost          an NBD export: all after the first colon is its URI"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,7 +59,8 @@ def build_parser(command: str | None) -> Parser:
     parser = Parser(
         prog="virtblk",
         description="virtio-blk in user space: open, measure and check vhost-user-blk disks.",
-        epilog=f"{DISKS}\n\nexit status: 0 fine; 1 errors found or peer lost; 2 wrong usage or input; 130 interrupted",
+        epilog=f"{DISKS}\n\nexit status: 0 fine; 1 errors found or peer lost; 2 wrong usage or input,\n"
+        "or no session came about; 130 interrupted (Ctrl-C); 143 terminated (SIGTERM; serve: 0)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"virtblk {__version__}")
@@ -115,11 +118,13 @@ def _careful_interrupts(ended: list[int], *, terminable: bool) -> Iterator[None]
     """Ctrl-C raises KeyboardInterrupt as ever, but never where it would be swallowed, with a traceback: in a finalizer
     or in LLVM's callbacks; nor where a child would be lost, which is there and not known yet. It comes a little later.
 
-    With `terminable` SIGTERM does the same, once, and goes into `ended`.
+    With `terminable` SIGTERM does what Ctrl-C would, whoever handles that meanwhile, once, and goes into `ended`. Where
+    SIGINT is ignored (a shell's background job), it is as long as no SIGTERM has come: runs put off and hand on SIGINT.
     """
     handled = []
+    deaf = terminable and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if deaf or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             handled.append(signal.SIGINT)
         if terminable and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             handled.append(signal.SIGTERM)
@@ -130,8 +135,8 @@ def _careful_interrupts(ended: list[int], *, terminable: bool) -> Iterator[None]
 
     def interrupt(signo: int, frame: FrameType | None) -> None:
         nonlocal put_off
-        if signo in ended:
-            return  # what was begun is being ended
+        if signo in ended or (deaf and signo == signal.SIGINT and not ended):
+            return  # what was begun is being ended already
         inner = frame
         while inner is not None:
             code = inner.f_code
@@ -142,6 +147,10 @@ def _careful_interrupts(ended: list[int], *, terminable: bool) -> Iterator[None]
             inner = inner.f_back
         if signo == signal.SIGTERM:
             ended.append(signo)
+            meanwhile = signal.getsignal(signal.SIGINT)
+            if callable(meanwhile) and meanwhile is not interrupt:
+                meanwhile(signal.SIGINT, frame)  # a run that ends with what it has so far
+                return
         raise KeyboardInterrupt
 
     before = {signal.SIGALRM: signal.signal(signal.SIGALRM, lambda signo, frame: signal.raise_signal(put_off))}

@@ -20,6 +20,7 @@ from virtblk.bench.job import (
 from virtblk.bench.posting import DEFAULT_PRESET, PRESETS
 from virtblk.cli import bench_matrix, bench_report
 from virtblk.cli.bench_fio import add_job_arguments, check_job_options, check_no_job, run_job_file
+from virtblk.cli.option_values import seconds, whole_number
 from virtblk.errors import DeviceError, UsageError
 from virtblk.names import format_size, parse_name, parse_size
 from virtblk.result_file import check_json, write_json
@@ -53,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=None,
         metavar="DISK",
-        help=f"ram:SIZE, null:SIZE (both in a child process) or vhost-user:SOCKET (default {DEFAULT_DISK})",
+        help="vhost-user:SOCKET, or served by a child process: ram:SIZE, null:SIZE, file:PATH, sim:PROFILE, nbd:URI "
+        f"(see virtblk --help; default {DEFAULT_DISK})",
     )
     add(
         "--rw",
@@ -65,25 +67,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--path",
         default=None,
         metavar="LIST",
-        help="I/O paths, compared slice by slice: request, bio; one twice for an A/A (default request,bio)",
+        help="I/O paths, compared slice by slice: request, bio, mq, auto; one twice for an A/A (default request,bio)",
     )
     add("--use-bio", choices=("0", "1"), default=None, help="the posting's use_bio: 0 is --path request, 1 --path bio")
     add("--bs", default=None, metavar="SIZE", help="bytes per I/O (default 4k)")
-    add("--iodepth", type=_int, default=None, metavar="N", help="I/Os in flight per job (default 32)")
-    add("--numjobs", type=_int, default=None, metavar="N", help="jobs, each a thread (default 1)")
+    add("--iodepth", type=whole_number, default=None, metavar="N", help="I/Os in flight per job (default 32)")
+    add("--numjobs", type=whole_number, default=None, metavar="N", help="jobs, each a thread (default 1)")
     add("--size", default=None, metavar="SIZE", help="use the first SIZE of the disk (default all of it)")
     add(
         "--runtime",
-        type=_float,
+        type=seconds,
         default=None,
         metavar="S",
         help="seconds per workload and path; 0: one pass over the range per job (default 5)",
     )
     add(
-        "--ramp-time", type=_float, default=0.0, metavar="S", help="seconds of load before each measurement (default 0)"
+        "--ramp-time",
+        type=seconds,
+        default=0.0,
+        metavar="S",
+        help="seconds of load before each measurement (default 0)",
     )
-    add("--slice", type=_float, default=None, metavar="S", help="seconds per slice (default 0.25, or what fits)")
-    add("--confidence", type=_float, default=95.0, metavar="P", help="of the intervals, per cent (default 95)")
+    add("--slice", type=seconds, default=None, metavar="S", help="seconds per slice (default 0.25, or what fits)")
+    add("--confidence", type=seconds, default=95.0, metavar="P", help="of the intervals, per cent (default 95)")
     add(
         "--rate-iops",
         type=_rate,
@@ -91,7 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="I/Os per second of each job; latency counts from when each was due (default: as fast as it goes)",
     )
-    add("--iodepth-batch-submit", type=_int, default=None, metavar="N", help="I/Os submitted at a time (default 1)")
+    add(
+        "--iodepth-batch-submit",
+        type=whole_number,
+        default=None,
+        metavar="N",
+        help="I/Os submitted at a time (default 1)",
+    )
     add(
         "--poll",
         action=argparse.BooleanOptionalAction,
@@ -99,22 +111,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="poll for completions (default: interrupts)",
     )
     add("--verify", default="none", metavar="METHOD", help="crc32c: write the range first, then check every read")
-    add("--randseed", type=_int, default=1, metavar="N", help="seed of random offsets and contents (default 1)")
+    add("--randseed", type=whole_number, default=1, metavar="N", help="seed of random offsets and contents (default 1)")
     add(
         "--queues",
-        type=_int,
+        type=whole_number,
         default=1,
         metavar="N",
         help="virtqueues, to which mq and auto map jobs in turn; request and bio use the first (default 1)",
     )
     add(
         "--poll-queues",
-        type=_int,
+        type=whole_number,
         default=0,
         metavar="N",
         help="the last N of them have no interrupts, and their jobs poll (default 0; --poll: all)",
     )
-    add("--queue-size", type=_int, default=None, metavar="N", help="ring entries, a power of two (default 128)")
+    add("--queue-size", type=whole_number, default=None, metavar="N", help="ring entries, a power of two (default 128)")
     add(
         "--queue",
         action="append",
@@ -124,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--timeout",
-        type=_float,
+        type=seconds,
         default=30.0,
         metavar="S",
         help="give up on a device that is silent for this long (default 30)",
@@ -133,7 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device-cpus", metavar="LIST", help="CPUs for the device (default: another one, for disks of our own)")
     add(
         "--device-pid",
-        type=_int,
+        type=whole_number,
         metavar="PID",
         help="process whose CPU is the device's (default: who listens on the socket)",
     )
@@ -146,28 +158,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench_report.add_arguments(parser)
 
 
-def _int(text: str) -> int:
-    try:
-        return parse_size(text, "number")
-    except UsageError:  # a ValueError, whose text argparse would replace by the name of this function
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-
-
 def _rate(text: str) -> int:
-    rate = _int(text)
+    rate = whole_number(text)
     if rate < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give 1 or more, or leave it out")
     return rate
-
-
-def _float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-    if value != value or value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: give seconds, 0 or more")
-    return value
 
 
 def _size(text: str | None) -> int:
@@ -250,13 +245,14 @@ def run(options: argparse.Namespace) -> int:
     from virtblk.bench.recommend import compare_pairs
     from virtblk.bench.report import ProgressLine, as_json, print_report
     from virtblk.bench.runner import Runner
-    from virtblk.bench.session import Session
+    from virtblk.bench.session import Session, check_options
     from virtblk.bench.stat import RunResult
     from virtblk.bench.summary import print_summary
 
     if options.json:
         check_json(options.json)  # before the run, not after it
     bench_report.check_report(options)
+    check_options(options.disk, job)
     out = sys.stderr if options.json == "-" else sys.stdout
     results: list[RunResult] = []
     failure: DeviceError | None = None

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from virtblk.bench.job import PATHS, JobOptions
 from virtblk.cli.bench_report import check_report, write_report
+from virtblk.cli.option_values import Once
 from virtblk.errors import UsageError
 from virtblk.names import parse_name
 from virtblk.result_file import check_json, write_json
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--sweep",
+        action=Once,
         metavar="OPTION=LIST",
         help="one run per value of iodepth, bs, numjobs, iodepth_batch_submit, rate_iops or queue_size: "
         "iodepth=1,2,4,...,128",
@@ -40,20 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def is_asked(options: argparse.Namespace) -> bool:
     """Whether the run has many points. Raises UsageError for options that do not go together."""
     if options.disks is not None and not options.matrix:
-        raise UsageError(f"--disks {options.disks} is for --matrix; otherwise give one disk as DISK")
+        raise UsageError(f"--disks {options.disks!r} is for --matrix; otherwise give one disk as DISK")
     if options.matrix and options.disk is not None:
         raise UsageError(f"--matrix has disks of its own; give --disks {options.disk}")
     if options.matrix and options.preset:
         raise UsageError(f"--preset {options.preset} is one run beside posted figures; leave out --matrix")
     if options.matrix and options.device_pid is not None:
         raise UsageError(f"--device-pid {options.device_pid}: --matrix has a device per disk; leave one out")
-    return bool(options.matrix or options.sweep)
+    return bool(options.matrix) or options.sweep is not None
 
 
 def refuse_with_compare(options: argparse.Namespace) -> None:
     """Raise UsageError for one of these options beside `--compare`."""
     for name in ("matrix", "disks", "sweep", "report"):
-        if getattr(options, name):
+        if getattr(options, name) not in (None, False):
             raise UsageError(f"--compare runs nothing; leave out --{name}")
 
 
@@ -73,9 +75,9 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
     )
     from virtblk.bench.sweep import parse_sweep
 
-    sweep = parse_sweep(options.sweep) if options.sweep else None
+    sweep = None if options.sweep is None else parse_sweep(options.sweep)
     if options.matrix:
-        names = parse_disks(options.disks) if options.disks else list(DISKS)
+        names = list(DISKS) if options.disks is None else parse_disks(options.disks)
         if options.path is None and options.use_bio is None:
             job = replace(job, paths=tuple(path for path in MATRIX_PATHS if path in PATHS))
     else:
@@ -86,7 +88,10 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
     check_report(options)
     out = sys.stderr if options.json == "-" else sys.stdout
     matrix = Matrix(job.confidence, sweep)
-    points_of([], job, sweep)  # raises for a value that cannot be, before a file is written
+    try:
+        points_of([], job, sweep)  # a value that cannot be is refused before a file is written
+    except UsageError as error:
+        raise UsageError(f"--sweep {options.sweep!r}: {error}") from error
     with disks_of(names, matrix.skipped) as disks:
         points = points_of(disks, job, sweep)
         for title, why in matrix.skipped:

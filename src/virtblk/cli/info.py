@@ -7,6 +7,8 @@ import sys
 from typing import Any
 
 from virtblk import __version__
+from virtblk.cli.option_values import seconds
+from virtblk.errors import UsageError
 from virtblk.names import format_size
 from virtblk.result_file import check_json, write_json
 
@@ -14,16 +16,19 @@ from virtblk.result_file import check_json, write_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `virtblk info`."""
     parser.description = "Connect to a disk and say what it is. Nothing is written to it."
-    parser.add_argument("disk", metavar="DISK", help="vhost-user:SOCKET, ram:SIZE or null:SIZE")
+    parser.add_argument("disk", metavar="DISK", help="vhost-user:SOCKET, or any other (see virtblk --help)")
     parser.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S", help="seconds to wait for the device (default 30)"
+        "--timeout", type=seconds, default=30.0, metavar="S", help="seconds to wait for the device (default 30)"
     )
     parser.add_argument("--json", metavar="PATH", help="write it as JSON; - for standard output")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print it; returns the exit status."""
+    if not 0 < options.timeout <= 86400:
+        raise UsageError(f"--timeout {options.timeout:g}: give seconds, more than 0 and at most 86400")
     from virtblk.disk import connect, feature_names
+    from virtblk.driver.map_queues import MQ_PATHS
     from virtblk.driver.virtio_blk import DriverOptions
     from virtblk.uapi.vhost_user import PROTOCOL_FEATURE_NAMES
 
@@ -52,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
             "num_queues": device.num_queues,
             "hint": "sort" if device.hinted else "none",
             "pid": device.peer_pid(),
+            "queue_path": "mq" if device.path in MQ_PATHS else "request",  # whose scheduler and limits these are
             "queue": {
                 name.removeprefix("queue/"): device.sysfs.read(name)
                 for name in device.sysfs.names()

@@ -98,6 +98,16 @@ def run(options: argparse.Namespace) -> int:
     from virtblk.jit.warmup import progress
     from virtblk.server import ServeOptions, Server, open_served
 
+    for option, field, value in (
+        ("--queues", "queues", options.queues),
+        ("--queue-size", "queue_size", options.queue_size),
+        ("--poll-us", "poll_us", ServeOptions.poll_us if options.poll_us is None else options.poll_us),
+    ):
+        alone: dict[str, Any] = {field: value}
+        try:
+            ServeOptions(**alone)
+        except UsageError as error:  # which calls it what Python calls it
+            raise UsageError(f"{option} {value}: {str(error).partition(': ')[2]}") from error
     wanted = ServeOptions(
         queues=options.queues,
         queue_size=options.queue_size,
