@@ -22,10 +22,10 @@ TAKES_LONG = ["--skip", "split.wrap-65536"] if INTERPRETED else []
 
 
 def image(tmp_path: Path) -> Path:
-    """An empty disk of 16 MiB."""
+    """An empty disk, larger than the longest request that is allowed, so that a longer one can be tried."""
     path = tmp_path / "disk.img"
     with path.open("wb") as file:
-        file.truncate(16 << 20)
+        file.truncate(512 << 20)
     return path
 
 

@@ -437,3 +437,13 @@ def test_commands_are_files_of_their_name() -> None:
     stems = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "option_values"}
     assert stems >= set(COMMANDS)
     assert {stem.partition("_")[0] for stem in stems} == set(COMMANDS)
+
+
+def test_regression_ctrl_c_in_code_from_a_string_is_no_signal_at_exit(tmp_path: Path) -> None:
+    """It ended some runs of `python -m virtblk` by SIGINT, in place of with exit status 130."""
+    text = "import os, signal\nwhile True:\n    os.kill(os.getpid(), signal.SIGINT)"
+    program = f"import sys\nfrom virtblk import cli\ncli._main = lambda words: exec({text!r})\nsys.exit(cli.main())\n"
+    (tmp_path / "interrupted.py").write_text(program)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "interrupted"]
+    assert subprocess.run(command, env=environment, check=False, timeout=60).returncode == 130

@@ -84,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _main(words)
     except KeyboardInterrupt:  # while an error was told, or so late that nothing was left to end
         status = INTERRUPTED
+    # CPython notes that an interrupt left a string of code that was executed (dataclasses and Numba make functions of
+    # strings), and at exit kills itself with SIGINT for it, though it was handled, until another string ends well.
+    exec("")
     return TERMINATED if ended else status
 
 
