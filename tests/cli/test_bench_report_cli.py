@@ -56,7 +56,7 @@ def test_ctrl_c_leaves_the_page_of_what_was_measured(tmp_path: Path, words: tupl
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--report", "/nowhere/x.html"), "--report '/nowhere/x.html': No such file or directory"),
+        (("--report", "/nowhere/x.html"), "--report '/nowhere/x.html': there is no directory '/nowhere'"),
         (("--report", "/"), "--report '/': Is a directory"),
         (("--report", "-"), "--report -: give a file, such as report.html"),
         (("--matrix", "--report", "/nowhere/x.html"), "--report '/nowhere/x.html'"),
