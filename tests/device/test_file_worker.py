@@ -28,7 +28,8 @@ from virtblk.device.file_request import (
     file_completed,
     file_start,
 )
-from virtblk.device.file_worker import SLOT_PIECES, fail_submissions, file_worker_loop
+from virtblk.device.file_worker import fail_submissions, file_worker_loop
+from virtblk.device.slots import SLOT_PIECES
 from virtblk.jit.atomics import load_i64, load_u32
 from virtblk.jit.io_uring import (
     IORING_OP_FALLOCATE,

@@ -395,11 +395,11 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "blk.unknown-type-data",
         "A request of an unknown type is UNSUPP, and its buffer is filled with zeroes.",
         "device/worker.py",
-        "            used = complete(mem, requests, i)\n",
-        "            if requests[i]['status'] == 2 and requests[i]['writable']:\n"
-        "                guest_fill(mem, requests[i]['status_at'] - 1, 0, 1)\n"
-        "                guest_fill(mem, vr.piece_addr[requests[i]['first']], 0, 1)\n"
-        "            used = complete(mem, requests, i)\n",
+        "    used = complete(mem, requests, i)\n",
+        "    if requests[i]['status'] == 2 and requests[i]['writable']:\n"
+        "        guest_fill(mem, requests[i]['status_at'] - 1, 0, 1)\n"
+        "        guest_fill(mem, vr.piece_addr[requests[i]['first']], 0, 1)\n"
+        "    used = complete(mem, requests, i)\n",
         extra="\nfrom virtblk.mem.regions import guest_fill\n",
     ),
     mutant(

@@ -534,7 +534,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "chain.no-leaked-heads",
         "A request that is refused is never returned.",
         WORKER,
-        f"            {_ADD_USED}\n",
-        f"            if requests[i]['op'] != 3 or requests[i]['status'] != 1:\n                {_ADD_USED}\n",
+        f"    {_ADD_USED}\n",
+        f"    if requests[i]['op'] != 3 or requests[i]['status'] != 1:\n        {_ADD_USED}\n",
     ),
 )

@@ -1,8 +1,8 @@
 """What a queue's worker counts of each request that it answers: operation, bytes, status, and how long it took.
 
 The counters of a ring are one table of numbers. Its worker alone writes them, before the answer is published, so who
-has seen an answer finds it counted; `server_metrics` reads them whenever somebody asks. Called by the three loops
-(`device.worker`, `device.async_worker`, `device.file_worker`) after `device.request.complete`.
+has seen an answer finds it counted; `server_metrics` reads them whenever somebody asks. Called for every loop by
+`device.worker.answer_request`, after `device.request.complete`.
 """
 
 from __future__ import annotations

@@ -15,34 +15,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from virtblk.device.account import account
-from virtblk.device.request import complete, identify, parse, validate
-from virtblk.device.worker import SPINS_PER_CLOCK, WAIT_MS, signal_driver
+from virtblk.device.slots import check_memory, free_slot, slots_out, take_chain, take_events
+from virtblk.device.worker import SPINS_PER_CLOCK, WAIT_MS, answer_request, signal_driver
 from virtblk.jit.atomics import cpu_pause, load_acquire_i64, store_i64, store_release_i64
 from virtblk.jit.kernel import cold_kernel, kernel
-from virtblk.jit.libc import clock_ns, eventfd_drain, eventfd_signal, poll_in2
+from virtblk.jit.libc import clock_ns, eventfd_signal, poll_in2
 from virtblk.jit.table import Table
-from virtblk.mem.regions import MAX_REGIONS, memory_truncated
 from virtblk.storage.request import BATCH, OP_IDENTIFY, OP_NONE, OP_READ
 from virtblk.virtio.vringh_split import (
-    BAD_MEMORY,
-    MAX_PIECES,
-    vringh_add_used,
     vringh_available,
-    vringh_break,
-    vringh_getdesc,
     vringh_notify_disable,
     vringh_notify_enable,
     vringh_publish_used,
 )
-
-EINTR = 4
-EAGAIN = 11
-
-#: Chains of one queue that are with the storage at once; a power of two. The others wait in the ring.
-MAX_SLOTS = 256
-#: A slot's own part of the lists of pieces.
-SLOT_PIECES = MAX_PIECES + MAX_REGIONS
 
 MAILBOX_DTYPE = np.dtype(
     [
@@ -66,20 +51,6 @@ class Mailbox(NamedTuple):
 
 
 @kernel
-def slots_out(mail):
-    """Slots that are with the storage."""
-    return mail.state[0]["slots"] - mail.state[0]["free"]
-
-
-@kernel
-def free_slot(mail, requests, slot):
-    """The slot's chain is finished."""
-    requests[slot]["taken_ns"] = 0
-    mail.free[mail.state[0]["free"]] = slot
-    mail.state[0]["free"] += 1
-
-
-@kernel
 def take_chains(vr, mem, disk, requests, worker, counters, mail):
     """Take what is available, as far as slots and BATCH go: chains taken, and of these answered on the spot."""
     now = clock_ns()
@@ -89,25 +60,15 @@ def take_chains(vr, mem, disk, requests, worker, counters, mail):
     taken = 0
     answered = 0
     while taken < BATCH and mail.state[0]["free"] > 0:
-        slot = mail.free[mail.state[0]["free"] - 1]
-        at = slot * SLOT_PIECES
-        head = vringh_getdesc(vr, mem, at)
-        if head < 0:
+        slot = take_chain(vr, mem, disk, requests, mail)
+        if slot < 0:
             break
-        mail.state[0]["free"] -= 1
         taken += 1
-        readable = vr.state[0]["readable"]
-        kind, sector = parse(requests, slot, head, vr.piece_addr, vr.piece_len, at, vr.state[0]["pieces"], readable)
-        validate(disk, requests, slot, kind, sector)
         requests[slot]["taken_ns"] = now
         op = requests[slot]["op"]
         if op == OP_NONE or op == OP_IDENTIFY:
-            if op == OP_IDENTIFY:
-                identify(disk, mem, requests, slot, vr.piece_addr, vr.piece_len)
-            used = complete(mem, requests, slot)
-            account(counters, requests, slot, now if worker[0]["timed"] else 0)
-            vringh_add_used(vr, head, used)
-            free_slot(mail, requests, slot)
+            answer_request(vr, mem, disk, requests, counters, slot, now if worker[0]["timed"] else 0)
+            free_slot(requests, mail, slot)
             answered += 1
         else:
             mail.todo[submitted & mask] = slot
@@ -120,25 +81,22 @@ def take_chains(vr, mem, disk, requests, worker, counters, mail):
 
 
 @kernel
-def finish_ended(vr, mem, requests, worker, counters, mail):
+def finish_ended(vr, mem, disk, requests, worker, counters, mail):
     """Answer what came back: how many slots. On a broken ring they are only freed."""
     ended = load_acquire_i64(mail.state[0]["ended"])  # partner: the release of who ended the last of them
     seen = mail.state[0]["taken_back"]
     if ended == seen:
         return 0
     mask = mail.state[0]["slots"] - 1
-    if vr.state[0]["bad"] == 0 and memory_truncated(mem):
-        vringh_break(vr, BAD_MEMORY, ended - seen)  # zeroes were used in place of data: acknowledge nothing
+    check_memory(vr, mem, ended - seen)
     now = clock_ns() if worker[0]["timed"] else 0
     while seen != ended:
         slot = mail.done[seen & mask]
         if vr.state[0]["bad"] == 0:
             if requests[slot]["op"] == OP_READ and requests[slot]["result"] == 0:
                 requests[slot]["used_len"] = requests[slot]["length"]
-            used = complete(mem, requests, slot)
-            account(counters, requests, slot, now)
-            vringh_add_used(vr, requests[slot]["head"], used)
-        free_slot(mail, requests, slot)
+            answer_request(vr, mem, disk, requests, counters, slot, now)
+        free_slot(requests, mail, slot)
         seen += 1
     count = seen - mail.state[0]["taken_back"]
     mail.state[0]["taken_back"] = seen
@@ -149,13 +107,7 @@ def finish_ended(vr, mem, requests, worker, counters, mail):
 def wait_for_work(worker, kick_fd):
     """Block until the driver kicks (with `kick_fd` -1: not for that), a request ends, control stops us, or WAIT_MS."""
     fired = poll_in2(kick_fd, worker[0]["stop_fd"], WAIT_MS)
-    if fired > 0 and fired & 2:
-        eventfd_drain(worker[0]["stop_fd"])
-    if fired > 0 and fired & 1:
-        drained = eventfd_drain(kick_fd)
-        if drained <= 0 and drained != -EAGAIN and drained != -EINTR:
-            worker[0]["kick_fd"] = -1  # a pipe whose writer is gone stays readable for ever
-        worker[0]["kicks"] += 1
+    take_events(worker, fired)
 
 
 @cold_kernel
@@ -167,7 +119,7 @@ def async_worker_loop(vr, mem, disk, requests, worker, counters, mail):
     spins = 0
     while True:
         stopping = load_acquire_i64(worker[0]["stop"]) != 0 or vr.state[0]["bad"] != 0
-        count = finish_ended(vr, mem, requests, worker, counters, mail)
+        count = finish_ended(vr, mem, disk, requests, worker, counters, mail)
         answered = count
         if not stopping and vr.state[0]["bad"] == 0:
             taken, at_once = take_chains(vr, mem, disk, requests, worker, counters, mail)

@@ -12,7 +12,7 @@ import os
 import threading
 from functools import partial
 
-from virtblk.device.async_worker import MAILBOX_DTYPE, MAX_SLOTS, Mailbox
+from virtblk.device.async_worker import MAILBOX_DTYPE, Mailbox
 from virtblk.jit.atomics import load_acquire_i64, store_release_i64
 from virtblk.jit.table import Table
 from virtblk.jit.threads import start_thread
@@ -136,11 +136,6 @@ class Dispatcher:
         os.eventfd_write(self._submit_fd, 1)
         self._thread.join()
         os.close(self._submit_fd)
-
-
-def slots_for(num: int) -> int:
-    """Slots of a ring of `num` entries."""
-    return min(num, MAX_SLOTS)
 
 
 def _bytes_at(address: int, length: int) -> memoryview:

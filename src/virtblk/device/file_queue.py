@@ -15,7 +15,6 @@ from virtblk.device.file_request import (
     SLOT_IOVECS,
     FileQueue,
 )
-from virtblk.device.file_worker import MAX_SLOTS
 from virtblk.jit.io_uring import URING_DTYPE, IoUring
 from virtblk.jit.table import Table
 from virtblk.mem.shm import Mapping
@@ -26,11 +25,6 @@ from virtblk.storage.file_state import FILE_DTYPE
 def example_file_queue() -> FileQueue:
     """One of no use but for its types."""
     return FileQueue(Table(1, FILE_QUEUE_DTYPE), Table(1, URING_DTYPE), Table(1, FILE_SLOT_DTYPE), Table(1), Table(1))
-
-
-def file_slots_for(num: int) -> int:
-    """Slots of a ring of `num` entries."""
-    return min(num, MAX_SLOTS)
 
 
 class FileResources:

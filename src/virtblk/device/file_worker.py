@@ -10,10 +10,9 @@ or writing guest memory until then.
 
 from __future__ import annotations
 
-from virtblk.device.account import account
 from virtblk.device.file_request import EAGAIN, EBUSY, EINTR, EIO, file_completed, file_start
-from virtblk.device.request import complete, identify, parse, validate
-from virtblk.device.worker import SPINS_PER_CLOCK, WAIT_MS, signal_driver
+from virtblk.device.slots import answer_ended, slots_out, take_chain, take_events
+from virtblk.device.worker import SPINS_PER_CLOCK, WAIT_MS
 from virtblk.jit.atomics import cpu_pause, load_acquire_i64, load_i64, store_i64, store_release_i64
 from virtblk.jit.io_uring import (
     CQE_USER_DATA,
@@ -25,33 +24,12 @@ from virtblk.jit.io_uring import (
     uring_take_back,
 )
 from virtblk.jit.kernel import cold_kernel, kernel
-from virtblk.jit.libc import clock_ns, eventfd_drain, poll_in3, sched_yield
-from virtblk.mem.regions import MAX_REGIONS, memory_truncated
-from virtblk.storage.request import BATCH, OP_IDENTIFY
-from virtblk.virtio.vringh_split import (
-    BAD_MEMORY,
-    MAX_PIECES,
-    vringh_add_used,
-    vringh_available,
-    vringh_break,
-    vringh_getdesc,
-    vringh_notify_disable,
-    vringh_notify_enable,
-    vringh_publish_used,
-)
+from virtblk.jit.libc import clock_ns, poll_in3, sched_yield
+from virtblk.storage.request import BATCH
+from virtblk.virtio.vringh_split import vringh_available, vringh_notify_disable, vringh_notify_enable
 
-#: Chains of one queue that are in flight at once. The others wait in the ring.
-MAX_SLOTS = 256
-#: A slot's own part of the lists of pieces.
-SLOT_PIECES = MAX_PIECES + MAX_REGIONS
 #: A system that takes no submissions is asked this often before they fail.
 SUBMIT_TRIES = 10_000
-
-
-@kernel
-def slots_out(q):
-    """Slots in use."""
-    return q.state[0]["slots"] - q.state[0]["free"]
 
 
 @kernel
@@ -62,19 +40,12 @@ def take_chains(vr, mem, disk, requests, worker, q):
     now = 0
     taken = 0
     while taken < BATCH and q.state[0]["free"] > 0:
-        slot = q.free[q.state[0]["free"] - 1]
-        at = slot * SLOT_PIECES
-        head = vringh_getdesc(vr, mem, at)
-        if head < 0:
+        slot = take_chain(vr, mem, disk, requests, q)
+        if slot < 0:
             break
         if taken == 0:
             now = clock_ns()
-        q.state[0]["free"] -= 1
         taken += 1
-        pieces = vr.state[0]["pieces"]
-        readable = vr.state[0]["readable"]
-        kind, sector = parse(requests, slot, head, vr.piece_addr, vr.piece_len, at, pieces, readable)
-        validate(disk, requests, slot, kind, sector)
         requests[slot]["taken_ns"] = now
         file_start(vr, mem, requests, q, slot)
     worker[0]["requests"] += taken
@@ -125,45 +96,13 @@ def reap(vr, mem, requests, q):
         count += 1
 
 
-@kernel
-def answer(vr, mem, disk, requests, worker, counters, q):
-    """Answer the slots that ended, in that order, and free them. On a broken ring they are only freed."""
-    ended = q.state[0]["ended"]
-    if ended == 0:
-        return
-    if vr.state[0]["bad"] == 0 and memory_truncated(mem):
-        vringh_break(vr, BAD_MEMORY, ended)  # zeroes were used in place of data: acknowledge nothing
-    now = clock_ns() if worker[0]["timed"] else 0
-    for i in range(ended):
-        slot = q.ended[i]
-        if vr.state[0]["bad"] == 0:
-            if requests[slot]["op"] == OP_IDENTIFY:
-                identify(disk, mem, requests, slot, vr.piece_addr, vr.piece_len)
-            used = complete(mem, requests, slot)
-            account(counters, requests, slot, now)
-            vringh_add_used(vr, requests[slot]["head"], used)
-        requests[slot]["taken_ns"] = 0
-        q.free[q.state[0]["free"]] = slot
-        q.state[0]["free"] += 1
-    q.state[0]["ended"] = 0
-    if vr.state[0]["bad"] == 0:
-        vringh_publish_used(vr)
-        signal_driver(vr, worker)
-
-
 @cold_kernel
 def wait_for_work(worker, q, kick_fd):
     """Block until the driver kicks (with `kick_fd` -1: not for that), something completes, control stops us, or
     WAIT_MS pass."""
     ring_fd = q.ring[0]["fd"] if slots_out(q) else -1
     fired = poll_in3(kick_fd, worker[0]["stop_fd"], ring_fd, WAIT_MS)
-    if fired > 0 and fired & 2:
-        eventfd_drain(worker[0]["stop_fd"])  # the stop word tells from now on
-    if fired > 0 and fired & 1:
-        drained = eventfd_drain(kick_fd)
-        if drained <= 0 and drained != -EAGAIN and drained != -EINTR:
-            worker[0]["kick_fd"] = -1  # a pipe whose writer is gone stays readable for ever
-        worker[0]["kicks"] += 1
+    take_events(worker, fired)
 
 
 @cold_kernel
@@ -181,7 +120,7 @@ def file_worker_loop(vr, mem, disk, requests, worker, counters, q):
         if uring_pending(q.ring):
             submit(vr, mem, requests, q)
             count += 1 + reap(vr, mem, requests, q)
-        answer(vr, mem, disk, requests, worker, counters, q)
+        answer_ended(vr, mem, disk, requests, worker, counters, q)
         if stopping and slots_out(q) == 0:
             break
         if count > 0:

@@ -12,12 +12,13 @@ import os
 from typing import Any
 
 from virtblk.device.account import COUNTERS
-from virtblk.device.async_worker import SLOT_PIECES, async_worker_loop
-from virtblk.device.dispatcher import Dispatcher, example_mailbox, slots_for
-from virtblk.device.file_queue import FileResources, example_file_queue, file_slots_for
+from virtblk.device.async_worker import async_worker_loop
+from virtblk.device.dispatcher import Dispatcher, example_mailbox
+from virtblk.device.file_queue import FileResources, example_file_queue
 from virtblk.device.file_worker import file_worker_loop
 from virtblk.device.request import DiskView
 from virtblk.device.sim_worker import sim_worker_loop
+from virtblk.device.slots import MAX_SLOTS, SLOT_PIECES
 from virtblk.device.worker import PIECES, WORD_DONE, WORD_STOP, WORDS, WORKER_DTYPE, worker_loop
 from virtblk.jit.atomics import store_release_i64
 from virtblk.jit.libc import eventfd_signal, poll_out
@@ -88,9 +89,7 @@ class DeviceQueue:
         waits = storage.kind == KIND_REQUESTS
         is_file = storage.kind == KIND_FILE
         is_sim = storage.kind == KIND_SIM
-        records = (
-            slots_for(num) if waits else file_slots_for(num) if is_file else min(num, QUEUE_OPS) if is_sim else BATCH
-        )
+        records = min(num, MAX_SLOTS) if waits or is_file else min(num, QUEUE_OPS) if is_sim else BATCH
         pieces = records * SLOT_PIECES if waits or is_file or is_sim else PIECES
         self._vring = Vringh(Table(1, VRINGH_DTYPE), Table(pieces), Table(pieces))
         state = self._vring.state[0]

@@ -10,14 +10,11 @@ It ends when it is told to stop, or when the ring breaks, and all that was taken
 
 from __future__ import annotations
 
-from virtblk.device.account import account
-from virtblk.device.async_worker import SLOT_PIECES
-from virtblk.device.request import complete, identify, parse, validate
-from virtblk.device.worker import SPINS_PER_CLOCK, WAIT_MS, signal_driver
+from virtblk.device.slots import answer_ended, take_chain, take_events
+from virtblk.device.worker import SPINS_PER_CLOCK, WAIT_MS
 from virtblk.jit.atomics import cpu_pause, load_acquire_i64, load_i64, store_i64, store_release_i64
 from virtblk.jit.kernel import cold_kernel, kernel
-from virtblk.jit.libc import clock_ns, eventfd_drain, ppoll_in2
-from virtblk.mem.regions import memory_truncated
+from virtblk.jit.libc import clock_ns, ppoll_in2
 from virtblk.storage.memory import memory_request
 from virtblk.storage.request import (
     BATCH,
@@ -37,22 +34,11 @@ from virtblk.storage.sim.queue import (
     sim_queue_poll,
     sim_queue_submit,
 )
-from virtblk.virtio.vringh_split import (
-    BAD_MEMORY,
-    vringh_add_used,
-    vringh_available,
-    vringh_break,
-    vringh_getdesc,
-    vringh_notify_disable,
-    vringh_notify_enable,
-    vringh_publish_used,
-)
+from virtblk.virtio.vringh_split import vringh_available, vringh_notify_disable, vringh_notify_enable
 
 #: No system sleeps as exactly as this: the last part of a wait is spun.
 SPIN_NS = 50_000
 WAIT_NS = WAIT_MS * 1_000_000
-EINTR = 4
-EAGAIN = 11
 
 
 @cold_kernel
@@ -70,17 +56,10 @@ def take_chains(vr, mem, disk, requests, worker, m, q, now):
     taken = 0
     began = clock_ns() if worker[0]["timed"] else 0
     while taken < BATCH and q.state[0]["free"]:
-        slot = q.free[q.state[0]["free"] - 1]
-        at = slot * SLOT_PIECES
-        head = vringh_getdesc(vr, mem, at)
-        if head < 0:
+        slot = take_chain(vr, mem, disk, requests, q)
+        if slot < 0:
             break
-        q.state[0]["free"] -= 1
         taken += 1
-        pieces = vr.state[0]["pieces"]
-        readable = vr.state[0]["readable"]
-        kind, sector = parse(requests, slot, head, vr.piece_addr, vr.piece_len, at, pieces, readable)
-        validate(disk, requests, slot, kind, sector)
         requests[slot]["taken_ns"] = began
         op = requests[slot]["op"]
         if op == OP_NONE or op == OP_IDENTIFY:  # nothing for a disk to do
@@ -97,48 +76,20 @@ def take_chains(vr, mem, disk, requests, worker, m, q, now):
 
 
 @kernel
-def answer(vr, mem, disk, requests, worker, counters, q):
-    """Move the data of what has ended, and answer it: how many. On a broken ring slots are only freed."""
-    ended = q.state[0]["ended"]
-    if ended == 0:
-        return 0
-    for k in range(ended):
+def move_data(vr, mem, disk, requests, q):
+    """Move the data of what has ended, in that order, before it is answered. Nothing moves on a broken ring."""
+    for k in range(q.state[0]["ended"]):
         slot = q.ended[k]
         op = requests[slot]["op"]
         if vr.state[0]["bad"] == 0 and op != OP_NONE and op != OP_IDENTIFY:
             memory_request(disk.state[0]["address"], mem, requests, slot, vr.piece_addr, vr.piece_len)
-    if vr.state[0]["bad"] == 0 and memory_truncated(mem):
-        vringh_break(vr, BAD_MEMORY, ended)  # zeroes were copied in place of data: acknowledge nothing
-    now = clock_ns() if worker[0]["timed"] else 0
-    for k in range(ended):
-        slot = q.ended[k]
-        if vr.state[0]["bad"] == 0:
-            if requests[slot]["op"] == OP_IDENTIFY:
-                identify(disk, mem, requests, slot, vr.piece_addr, vr.piece_len)
-            used = complete(mem, requests, slot)
-            account(counters, requests, slot, now)
-            vringh_add_used(vr, requests[slot]["head"], used)
-        requests[slot]["taken_ns"] = 0
-        q.free[q.state[0]["free"]] = slot
-        q.state[0]["free"] += 1
-    q.state[0]["ended"] = 0
-    if vr.state[0]["bad"] == 0:
-        vringh_publish_used(vr)
-        signal_driver(vr, worker)
-    return ended
 
 
 @cold_kernel
 def wait_for_work(worker, kick_fd, timeout_ns):
     """Block until the driver kicks (with `kick_fd` -1: not for that), control stops us, or the time is up."""
     fired = ppoll_in2(kick_fd, worker[0]["stop_fd"], timeout_ns)
-    if fired > 0 and fired & 2:
-        eventfd_drain(worker[0]["stop_fd"])  # the stop word tells from now on
-    if fired > 0 and fired & 1:
-        drained = eventfd_drain(kick_fd)
-        if drained <= 0 and drained != -EAGAIN and drained != -EINTR:
-            worker[0]["kick_fd"] = -1  # a pipe whose writer is gone stays readable for ever
-        worker[0]["kicks"] += 1
+    take_events(worker, fired)
 
 
 @kernel
@@ -164,7 +115,8 @@ def sim_worker_loop(vr, mem, disk, requests, worker, counters, m, q):
         count = 0
         if not stopping:
             count += take_chains(vr, mem, disk, requests, worker, m, q, now)
-        count += answer(vr, mem, disk, requests, worker, counters, q)
+        move_data(vr, mem, disk, requests, q)
+        count += answer_ended(vr, mem, disk, requests, worker, counters, q)
         if count > 0:
             spins = 0
             continue

@@ -82,6 +82,16 @@ def forget_times(requests, count):
 
 
 @kernel
+def answer_request(vr, mem, disk, requests, counters, i, now):
+    """Record `i` has ended: write its status, count it (`now` as for `account`), and put it into the used ring."""
+    if requests[i]["op"] == OP_IDENTIFY:
+        identify(disk, mem, requests, i, vr.piece_addr, vr.piece_len)
+    used = complete(mem, requests, i)
+    account(counters, requests, i, now)
+    vringh_add_used(vr, requests[i]["head"], used)
+
+
+@kernel
 def process_batch(vr, mem, disk, requests, worker, counters):
     """Take and finish what is available, BATCH chains at most: how many, 0, or RING_BROKEN (negative)."""
     count = 0
@@ -119,11 +129,7 @@ def process_batch(vr, mem, disk, requests, worker, counters):
             return vringh_break(vr, BAD_MEMORY, count)  # zeroes were copied in place of data: acknowledge nothing
         now = clock_ns() if began else 0
         for i in range(count):
-            if requests[i]["op"] == OP_IDENTIFY:
-                identify(disk, mem, requests, i, vr.piece_addr, vr.piece_len)
-            used = complete(mem, requests, i)
-            account(counters, requests, i, now)
-            vringh_add_used(vr, requests[i]["head"], used)
+            answer_request(vr, mem, disk, requests, counters, i, now)
         if began:
             forget_times(requests, count)
         worker[0]["requests"] += count
@@ -147,16 +153,22 @@ def signal_driver(vr, worker):
         worker[0]["calls"] += 1
 
 
+@kernel
+def take_kick(worker):
+    """The kick fd is readable: empty it, and count the kick."""
+    drained = eventfd_drain(worker[0]["kick_fd"])
+    if drained <= 0 and drained != -EAGAIN and drained != -EINTR:
+        # A pipe whose writer is gone stays readable for ever: wait for all else alone from now on.
+        worker[0]["kick_fd"] = -1
+    worker[0]["kicks"] += 1
+
+
 @cold_kernel
 def wait_for_kick(worker):
     """Block until the driver kicks, control stops us, or WAIT_MS pass."""
     fired = poll_in2(worker[0]["kick_fd"], worker[0]["stop_fd"], WAIT_MS)
     if fired > 0 and fired & 1:
-        drained = eventfd_drain(worker[0]["kick_fd"])
-        if drained <= 0 and drained != -EAGAIN and drained != -EINTR:
-            # A pipe whose writer is gone stays readable for ever: wait on the stop fd alone from now on.
-            worker[0]["kick_fd"] = -1
-        worker[0]["kicks"] += 1
+        take_kick(worker)
 
 
 @cold_kernel
