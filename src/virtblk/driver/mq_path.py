@@ -21,18 +21,14 @@ from virtblk.block.blk_mq import (
     blk_mq_plug_rq,
     blk_mq_sched_insert,
 )
-from virtblk.block.request import ELEVATOR_NOOP, SECTOR_SHIFT
+from virtblk.block.request import ELEVATOR_NOOP
 from virtblk.block.rq_merge import blk_rq_map_sg
-from virtblk.driver.bio_path import EINVAL, virtblk_release_hold
+from virtblk.driver.bio_path import virtblk_release_hold
+from virtblk.driver.bio_split import bio_first_piece, bio_next_piece, blk_bio_segments, blk_rq_of_piece
 from virtblk.driver.completion import WAIT_REQUEST, virtblk_wait
 from virtblk.driver.handle import queue_of
 from virtblk.driver.request_fn import virtblk_request
-from virtblk.driver.request_path import (
-    blk_bio_segments,
-    blk_count_segments,
-    blk_flush_plug_list,
-    blk_queue_bio_at,
-)
+from virtblk.driver.request_path import blk_flush_plug_list, blk_queue_bio_at
 from virtblk.driver.virtblk_req import virtblk_add_req, virtblk_alloc_req, virtblk_setup_req
 from virtblk.jit.kernel import cold_kernel, inline_kernel, kernel
 from virtblk.jit.libc import clock_ns
@@ -202,36 +198,18 @@ def blk_mq_submit_special(handle, paths, sub, bio, now_ns):
 @cold_kernel
 def blk_mq_split(d, sub, bio, now_ns):
     """A bio over the limits: as many requests as it takes, which merge with nothing: 0 or -errno (blk_queue_split)."""
-    sector = d.bios[bio]["sector"]
-    left = d.bios[bio]["length"]
-    d.cursors[sub]["vec"] = d.bios[bio]["vec"]
-    d.cursors[sub]["offset"] = 0
-    while left > 0:
-        vec = d.cursors[sub]["vec"]
-        offset = d.cursors[sub]["offset"]
-        segs, size = blk_count_segments(d, sub, bio, min(left, d.q.state[0]["max_bytes"]))
-        if size == 0:  # segments that hold fewer bytes than the bio says
-            d.bios[bio]["error"] = EINVAL
-            break
-        following = d.cursors[sub]["vec"]
-        behind = d.cursors[sub]["offset"]
+    piece = bio_first_piece(d, sub, bio)
+    while piece.size > 0:
         if d.q.plugged[sub] == d.q.state[0]["plug_size"]:
-            code = blk_mq_flush_plug_list(d.queue[0]["handle"], d.paths, sub)  # which uses the cursor
+            code = blk_mq_flush_plug_list(d.queue[0]["handle"], d.paths, sub)
             if code < 0:
                 return code
         mutex_lock(d.queue[0]["lock"])
         d.bios[bio]["remaining"] += 1
         mutex_unlock(d.queue[0]["lock"])
-        rq = blk_mq_plug_bio(d.q, sub, bio, segs, now_ns)
-        d.q.rq[rq]["partial"] = 1
-        d.q.rq[rq]["sector"] = sector
-        d.q.rq[rq]["bytes"] = size
-        d.q.rq[rq]["vec"] = vec
-        d.q.rq[rq]["offset"] = offset
-        d.cursors[sub]["vec"] = following
-        d.cursors[sub]["offset"] = behind
-        left -= size
-        sector += size >> SECTOR_SHIFT
+        rq = blk_mq_plug_bio(d.q, sub, bio, piece.segs, now_ns)
+        blk_rq_of_piece(d.q, rq, piece)
+        piece = bio_next_piece(d, sub, bio, piece)
     virtblk_release_hold(d, sub, bio)
     return 0
 

@@ -18,12 +18,10 @@ from virtblk.block.bio import (
     STEP_REQUEST,
 )
 from virtblk.block.blk_flush import blk_insert_flush
-from virtblk.block.blk_merge import blk_map_sg
 from virtblk.block.elevator import elv_add_request, elv_merge
 from virtblk.block.plug import BLK_MAX_REQUEST_COUNT, attempt_plug_merge, blk_plug_add, blk_plug_sort
 from virtblk.block.request import (
     LIST_PLUG,
-    SECTOR_SHIFT,
     blk_dispatch_tail,
     get_request,
     init_request_from_bio,
@@ -33,6 +31,7 @@ from virtblk.block.request import (
     rq_is_flush,
 )
 from virtblk.driver.bio_path import virtblk_end_now, virtblk_release_hold
+from virtblk.driver.bio_split import bio_first_piece, bio_next_piece, blk_bio_segments, blk_rq_of_piece
 from virtblk.driver.completion import WAIT_REQUEST, virtblk_wait
 from virtblk.driver.handle import queue_of
 from virtblk.driver.request_fn import virtblk_request
@@ -40,8 +39,6 @@ from virtblk.jit.kernel import cold_kernel, inline_kernel
 from virtblk.jit.libc import clock_ns
 from virtblk.jit.lock import mutex_lock, mutex_unlock, wake_up
 from virtblk.virtio.virtio_ring_split import virtqueue_notify
-
-EINVAL = 22
 
 
 @cold_kernel
@@ -128,77 +125,27 @@ def blk_plug_request(d, sub, rq):
     return 0
 
 
-@cold_kernel
-def blk_count_segments(d, sub, bio, limit):
-    """Scatter list entries and bytes that one request takes of the bio, from the submitter's cursor on."""
-    end = d.bios[bio]["vec"] + d.bios[bio]["vcnt"]
-    max_segs = d.q.state[0]["max_segs"]
-    return blk_map_sg(
-        d.vec_addr,
-        d.vec_len,
-        end,
-        d.cursors,
-        sub,
-        d.q.sg_addr,
-        d.q.sg_len,
-        sub * max_segs,
-        max_segs,
-        d.q.state[0]["max_seg_len"],
-        limit,
-    )
-
-
 @inline_kernel
 def blk_queue_split(d, sub, bio):
     """A bio over the limits: as many requests as it takes, which merge with nothing: 0 or -errno."""
-    sector = d.bios[bio]["sector"]
-    left = d.bios[bio]["length"]
-    d.cursors[sub]["vec"] = d.bios[bio]["vec"]
-    d.cursors[sub]["offset"] = 0
-    while left > 0:
-        vec = d.cursors[sub]["vec"]
-        offset = d.cursors[sub]["offset"]
-        segs, size = blk_count_segments(d, sub, bio, min(left, d.q.state[0]["max_bytes"]))
-        if size == 0:  # segments that hold fewer bytes than the bio says
-            d.bios[bio]["error"] = EINVAL
-            break
-        following = d.cursors[sub]["vec"]
-        behind = d.cursors[sub]["offset"]
+    piece = bio_first_piece(d, sub, bio)
+    while piece.size > 0:
         mutex_lock(d.queue[0]["lock"])
         d.bios[bio]["remaining"] += 1
         rq = get_request(d.q)
         mutex_unlock(d.queue[0]["lock"])
         if rq < 0:
-            rq = get_request_wait(d, sub)  # which may run the queue, and use the cursor
+            rq = get_request_wait(d, sub)
         if rq < 0:
             return rq
-        init_request_from_bio(d.q, rq, bio, segs, clock_ns())
-        d.q.rq[rq]["partial"] = 1
-        d.q.rq[rq]["sector"] = sector
-        d.q.rq[rq]["bytes"] = size
-        d.q.rq[rq]["vec"] = vec
-        d.q.rq[rq]["offset"] = offset
+        init_request_from_bio(d.q, rq, bio, piece.segs, clock_ns())
+        blk_rq_of_piece(d.q, rq, piece)
         code = blk_plug_request(d, sub, rq)
         if code < 0:
             return code
-        d.cursors[sub]["vec"] = following
-        d.cursors[sub]["offset"] = behind
-        left -= size
-        sector += size >> SECTOR_SHIFT
+        piece = bio_next_piece(d, sub, bio, piece)
     virtblk_release_hold(d, sub, bio)
     return 0
-
-
-@cold_kernel
-def blk_bio_segments(d, sub, bio):
-    """Entries of a bio of several segments, or -1 where it is more than one request may be (blk_recount_segments)."""
-    d.cursors[sub]["vec"] = d.bios[bio]["vec"]
-    d.cursors[sub]["offset"] = 0
-    length = d.bios[bio]["length"]
-    if length > d.q.state[0]["max_bytes"]:
-        return -1
-    segs, size = blk_count_segments(d, sub, bio, length)
-    return segs if size == length else -1
 
 
 @cold_kernel
