@@ -77,14 +77,12 @@ def deadline_merged_requests(q, rq, following):
 
 @cold_kernel
 def deadline_dispatch(q, now_ns):
-    """Move one request to the dispatch list; False where there is none (deadline_dispatch_requests)."""
+    """Move one request, which there is, to the dispatch list (deadline_dispatch_requests)."""
     reads = list_first(q, list_head(q, LIST_FIFO + READ)) >= 0
     writes = list_first(q, list_head(q, LIST_FIFO + WRITE)) >= 0
     direction = WRITE if q.sort[SORT_NEXT + WRITE] != NONE else READ
     rq = q.sort[SORT_NEXT + direction]
     if rq == NONE or q.state[0]["batching"] >= q.state[0]["fifo_batch"]:
-        if not reads and not writes:
-            return False
         direction = READ
         if reads and writes:
             starved = q.state[0]["starved"]
@@ -108,4 +106,3 @@ def deadline_dispatch(q, now_ns):
     q.sort[SORT_NEXT + WRITE] = NONE
     q.sort[SORT_NEXT + direction] = following
     blk_dispatch_tail(q, rq)
-    return True

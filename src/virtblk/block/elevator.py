@@ -205,13 +205,15 @@ def elv_add_request(q, rq):
 
 @kernel
 def elv_dispatch(q, now_ns):
-    """Move the scheduler's choice to the dispatch list; False where it has none."""
+    """Move the scheduler's choice to the dispatch list; False where it holds nothing: all that it holds is counted."""
     if q.state[0]["sorted"] == 0:
         return False
-    moved = deadline_dispatch(q, now_ns) if q.state[0]["elevator"] == ELEVATOR_DEADLINE else noop_dispatch(q)
-    if moved:
-        elv_remove(q, q.rq[list_head(q, LIST_DISPATCH)]["prev"])
-    return moved
+    if q.state[0]["elevator"] == ELEVATOR_DEADLINE:
+        deadline_dispatch(q, now_ns)
+    else:
+        noop_dispatch(q)
+    elv_remove(q, q.rq[list_head(q, LIST_DISPATCH)]["prev"])
+    return True
 
 
 @kernel
