@@ -20,7 +20,7 @@ from virtblk.bench.job_loop import JOB_DTYPE, Jobs, job_loop
 from virtblk.block.request import ELEVATOR_NOOP
 from virtblk.disk import connect, feature_names
 from virtblk.driver.queue import example_queue
-from virtblk.driver.sysfs import SCHEDULERS, Sysfs
+from virtblk.driver.sysfs import SCHEDULERS, Device, Sysfs
 from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk, compile_driver
 from virtblk.errors import OpenError, UsageError
 from virtblk.jit.table import Table
@@ -95,7 +95,7 @@ class _NoDevice:
 
 def check_options(name: str, options: JobOptions) -> None:
     """Refuse what can be seen to fail without a device, before anything compiles. Raises UsageError and OpenError."""
-    set_queue(Sysfs(cast(VirtioBlk, _NoDevice())), options.queue, name)
+    set_queue(Sysfs(cast(Device, _NoDevice())), options.queue, name)
     parsed = parse_name(name)
     if parsed.scheme not in ("vhost-user", "nbd"):  # of which nothing is known before it is connected
         storage = open_storage(parsed)

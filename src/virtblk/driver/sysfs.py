@@ -13,18 +13,16 @@ each of which has a scheduler and a pool of `nr_requests` of its own (Linux too 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from virtblk.block.request import ELEVATOR_DEADLINE, ELEVATOR_NOOP, MAX_NR_REQUESTS, MIN_NR_REQUESTS
-from virtblk.driver.map_queues import MQ_PATHS, mapped_submitters
+from virtblk.driver.map_queues import MQ_PATHS
+from virtblk.driver.queue import QueueSetup
 from virtblk.driver.virtblk_req import VirtblkQueue
 from virtblk.errors import UsageError
 from virtblk.jit.lock import mutex_lock, mutex_unlock, wake_up
-
-if TYPE_CHECKING:
-    from virtblk.driver.virtio_blk import VirtioBlk
 
 #: By path; each has its own, under the names that Linux had and has for them.
 SCHEDULERS: Final = {
@@ -68,15 +66,47 @@ def queue_lock(d: VirtblkQueue) -> Iterator[None]:
         mutex_unlock(lock)
 
 
+class Device(Protocol):
+    """What attributes are of: `driver.virtio_blk.VirtioBlk`."""
+
+    serial: str
+    writeback: bool  # the cache mode
+    elevators: dict[str, int]  # by path: the scheduler that is set for it
+
+    @property
+    def path(self) -> str:
+        """The path that bios take."""
+
+    @property
+    def queues(self) -> Sequence[QueueSetup]:
+        """The virtqueues."""
+
+    @property
+    def views(self) -> Sequence[Any]:
+        """What the kernels take of each (driver.virtblk_req.VirtblkQueue)."""
+
+    def is_polled(self, index: int) -> bool:
+        """Whether virtqueue `index` has no interrupts."""
+
+    def mapped_submitters(self, index: int) -> range:
+        """The disk's submitters that use virtqueue `index` on a path that uses all of them."""
+
+    def switch_elevator(self, elevator: int) -> None:
+        """Set the scheduler of the path that bios take."""
+
+    def set_writeback(self, writeback: bool) -> None:
+        """Switch the cache mode. Raises UsageError, OSError, DeviceError."""
+
+
 class Sysfs:
     """The attributes of one disk. Raises UsageError for names and values that there are not."""
 
-    def __init__(self, device: VirtioBlk) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
 
     @property
     def _state(self):  # type: ignore[no-untyped-def]  # a NumPy record, of the first virtqueue: all are set alike
-        return self._device.view.q.state[0]
+        return self._device.views[0].q.state[0]
 
     @property
     def _path(self) -> str:
@@ -112,10 +142,9 @@ class Sysfs:
             return {}
         texts = {}
         for index, queue in enumerate(device.queues):
-            mapped = mapped_submitters(index, device.options.submitters, len(device.queues))
             texts[f"mq/{index}/nr_tags"] = str(queue.limits.num)
             texts[f"mq/{index}/type"] = "poll" if device.is_polled(index) else "default"
-            texts[f"mq/{index}/submitters"] = ", ".join(str(number) for number in mapped)
+            texts[f"mq/{index}/submitters"] = ", ".join(str(number) for number in device.mapped_submitters(index))
         return texts
 
     def _number(self, name: str) -> _Number:

@@ -408,6 +408,10 @@ class VirtioBlk:
         """How many virtqueues bios use on `path`: all, or the first alone."""
         return len(self.queues) if path in MQ_PATHS else 1
 
+    def mapped_submitters(self, index: int) -> range:
+        """The submitters that use virtqueue `index` on a path that uses all of them."""
+        return mapped_submitters(index, self.options.submitters, len(self.queues))
+
     def map_submitter(self, submitter: int) -> tuple[QueueSetup, int]:
         """The virtqueue that a submitter uses on the path that is set, and its number there."""
         place = map_queue(submitter, self.used_queues(self._path))
