@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "names": _GROUND,
     "progress": "",
     "result_file": _GROUND,
+    "socket_command": _GROUND,
     "log": _GROUND,
     "metrics": _GROUND,
     "exporter": f"{_LEAF} metrics",
@@ -46,10 +47,10 @@ MAY_IMPORT = {
     "server_metrics": f"{_DEVICE} device metrics virtblk",
     "disk": f"{_DRIVER} driver names server",
     "bench": f"{_DRIVER} {_DEVICE} driver device names server disk progress virtblk",
-    "check": f"{_GROUND} {_MESSAGES} names result_file virtblk",
+    "check": f"{_GROUND} {_MESSAGES} names result_file socket_command virtblk",
     "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench check fuzz log metrics exporter"
     " server_metrics result_file virtblk",
-    "fuzz": f"{_LEAF} virtio {_MESSAGES} vhost_user.frontend names progress",
+    "fuzz": f"{_LEAF} virtio {_MESSAGES} vhost_user.frontend names progress socket_command",
     "__main__": "cli",
     "virtblk": "errors disk server",
 }

@@ -134,7 +134,7 @@ def test_what_is_no_block_device_is_not_attacked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "complaint"),
-    [("serve it", "put {socket} where"), ("serve '{socket}", "No closing quotation"), ("", "put {socket} where")],
+    [("serve it", "write {socket} where"), ("serve '{socket}", "No closing quotation"), ("", "write {socket} where")],
 )
 def test_commands_that_cannot_be(command: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):

@@ -113,7 +113,7 @@ def _requests(metrics: str) -> float:
         ([], "nothing to attack: give vhost-user:SOCKET, or --exec with a command that has {socket} in it"),
         (["ram:1m"], "disk 'ram:1m': give vhost-user:SOCKET, or --exec with a command that serves it"),
         (["vhost-user:/s", "--exec", "x {socket}"], "both a disk ('vhost-user:/s') and --exec 'x {socket}': give one"),
-        (["--exec", "device"], "--exec 'device': put {socket} where the command takes the path of its socket"),
+        (["--exec", "device"], "--exec 'device': write {socket} where the socket's path belongs"),
         (["--exec", "/no/such {socket}"], "--exec '/no/such {socket}': No such file or directory"),
         (["--exec", "false {socket}"], "--exec 'false {socket}' does not serve: the device exited with status 1"),
         (["vhost-user:/nowhere/s"], "socket /nowhere/s: No such file or directory"),

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from virtblk.check.command import SocketCommand
 from virtblk.check.driver_device import CAPACITY, Device, Plan, Request
 from virtblk.check.requirement import Failed, Registry, Skipped
 from virtblk.errors import OpenError, UsageError
+from virtblk.socket_command import SocketCommand
 from virtblk.uapi import virtio_blk as blk
 from virtblk.uapi.vhost_user import FrontendRequest
 from virtblk.vhost_user.connection import Connection, check_socket_path

@@ -18,10 +18,10 @@ from typing import IO, Any, Final
 
 import numpy as np
 
-from virtblk.check.command import SocketCommand
 from virtblk.check.peer import Gone, Peer, Silent, Unreachable
 from virtblk.check.requirement import Failed
 from virtblk.errors import DeviceError, OpenError
+from virtblk.socket_command import SocketCommand
 from virtblk.uapi import vhost_user as uapi
 from virtblk.uapi.vhost_user import ProtocolFeature
 from virtblk.uapi.virtio_blk import BLK_CONFIG, BLK_CONFIG_1_1, BLK_CONFIG_SIZE_1_1, VIRTIO_BLK_F_MQ

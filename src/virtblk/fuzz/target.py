@@ -7,7 +7,6 @@ mappings it has (/proc) are all that a fuzzer needs to know of it.
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -21,6 +20,7 @@ from typing import Final, NamedTuple
 
 from virtblk.errors import OpenError, UsageError
 from virtblk.fuzz.case import CRASH, HANG, LEAK, DeviceFailed
+from virtblk.socket_command import SocketCommand
 from virtblk.uapi import vhost_user as uapi
 from virtblk.uapi.vhost_user import FrontendRequest
 from virtblk.vhost_user.connection import Connection
@@ -69,15 +69,10 @@ class Target:
             assert path is not None
             self.path = path
             return
-        try:
-            words = shlex.split(command)
-        except ValueError as error:
-            raise UsageError(f"--exec {command!r}: {error}") from None
-        if not any("{socket}" in word for word in words):
-            raise UsageError(f"--exec {command!r}: put {{socket}} where the command takes the path of its socket")
+        of_socket = SocketCommand(command)
         self._directory = tempfile.mkdtemp(prefix="virtblk-fuzz-")
         self.path = str(Path(self._directory) / "device.sock")
-        self._words = [word.replace("{socket}", self.path) for word in words]
+        self._words = of_socket.words(self.path)
         self._log = Path(self._directory) / "device.log"
 
     @property

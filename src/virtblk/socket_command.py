@@ -1,4 +1,4 @@
-"""The command of `--exec`, which has {socket} where the path of a socket belongs. Control context."""
+"""The command of `--exec`, which has {socket} where the path of a socket belongs (`check`, `fuzz`). Control context."""
 
 from __future__ import annotations
 
