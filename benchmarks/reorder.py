@@ -25,13 +25,14 @@ import numpy as np
 
 from virtblk.bench.bootstrap import Estimate, median_interval, paired_ratio
 from virtblk.bench.job import JobOptions, parse_queue
-from virtblk.bench.report import format_table, si
+from virtblk.bench.report import format_table
 from virtblk.bench.runner import Runner
 from virtblk.bench.session import Session
 from virtblk.bench.slices import Slice
 from virtblk.bench.summary import change_text
 from virtblk.block.deadline import READ_EXPIRE_NS
 from virtblk.errors import DeviceError, UsageError, VirtblkError
+from virtblk.figures import si
 from virtblk.names import parse_size
 
 PATHS: Final = ("request", "bio")

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "progress": "",
     "result_file": _GROUND,
     "socket_command": _GROUND,
+    "figures": "",
     "log": _GROUND,
     "metrics": _GROUND,
     "exporter": f"{_LEAF} metrics",
@@ -46,11 +47,11 @@ MAY_IMPORT = {
     "server": f"{_DEVICE} device names log metrics exporter server_metrics",
     "server_metrics": f"{_DEVICE} device metrics virtblk",
     "disk": f"{_DRIVER} driver names server",
-    "bench": f"{_DRIVER} {_DEVICE} driver device names server disk progress virtblk",
+    "bench": f"{_DRIVER} {_DEVICE} driver device names server disk progress figures virtblk",
     "check": f"{_GROUND} {_MESSAGES} names result_file socket_command virtblk",
     "cli": f"{_DRIVER} {_DEVICE} driver device names server disk bench check fuzz log metrics exporter"
     " server_metrics result_file virtblk",
-    "fuzz": f"{_LEAF} virtio {_MESSAGES} vhost_user.frontend names progress socket_command",
+    "fuzz": f"{_LEAF} virtio {_MESSAGES} vhost_user.frontend names progress socket_command figures",
     "__main__": "cli",
     "virtblk": "errors disk server",
 }

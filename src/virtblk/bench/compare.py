@@ -15,10 +15,11 @@ from typing import Any, Final, TextIO
 from virtblk import __version__
 from virtblk.bench.bootstrap import Estimate, ratio_of_medians
 from virtblk.bench.comparison import METRICS, POSTED, changes_json, figures, with_posted
-from virtblk.bench.report import Column, format_table, si
+from virtblk.bench.report import Column, format_table
 from virtblk.bench.stat import COLUMNS
 from virtblk.bench.summary import NOISE, change_text
 from virtblk.errors import UsageError
+from virtblk.figures import si
 
 #: What must be the same for two runs to be comparable: of their options, and of what they ran on.
 FIXED_OPTIONS: Final = (

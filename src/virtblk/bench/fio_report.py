@@ -9,7 +9,8 @@ from virtblk.bench.fio_job import DIRECTIONS
 from virtblk.bench.fio_json import Report
 from virtblk.bench.fio_runner import WaveResult
 from virtblk.bench.fio_tables import SYNC
-from virtblk.bench.report import Column, duration, format_table, si
+from virtblk.bench.report import Column, format_table
+from virtblk.figures import duration, si
 
 
 def print_fio_report(reports: Sequence[Report], waves: Sequence[WaveResult], stream: TextIO) -> None:

@@ -38,10 +38,10 @@ from virtblk.bench.html_svg import (
     tick_duration,
     tick_percent,
 )
-from virtblk.bench.report import duration, si
 from virtblk.bench.stat import RunResult
 from virtblk.bench.summary import percent
 from virtblk.bench.sweep import Sweep
+from virtblk.figures import duration, si
 
 #: Inches of a row of a bar, and of the line above it that names the workload.
 ROW: Final = 0.235

@@ -24,10 +24,11 @@ from virtblk.bench.html_figures import Figure, arm_name, iops_of, latency_of
 from virtblk.bench.html_page import Cell, card, details, figure, page, pairs, table, text
 from virtblk.bench.matrix import Matrix, headline, loses
 from virtblk.bench.point import Measured
-from virtblk.bench.report import Column, duration, remarks_of, rows_of, si
+from virtblk.bench.report import Column, remarks_of, rows_of
 from virtblk.bench.stat import RunResult
 from virtblk.bench.summary import NOISE, change_text
 from virtblk.bench.sweep import Sweep
+from virtblk.figures import duration, si
 from virtblk.names import format_size
 
 #: The changes of a comparison that are shown, with their headings, and whether more is better.

@@ -25,11 +25,12 @@ from virtblk.bench.crew_runner import Progress
 from virtblk.bench.job import JobOptions
 from virtblk.bench.point import Measured, Point, measure, of_points
 from virtblk.bench.recommend import Recommendation
-from virtblk.bench.report import Column, ProgressLine, duration, format_table, remarks_of, si
+from virtblk.bench.report import Column, ProgressLine, format_table, remarks_of
 from virtblk.bench.stat import RunResult
 from virtblk.bench.summary import NOISE, change_text
 from virtblk.bench.sweep import Sweep
 from virtblk.errors import UsageError
+from virtblk.figures import duration, si
 from virtblk.names import KNOWN, SCHEMES, format_size, parse_name
 
 #: What a disk of no size gets, and the size of the file.

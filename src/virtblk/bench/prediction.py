@@ -11,9 +11,10 @@ from typing import Any, Final, TextIO
 
 from virtblk.bench.comparison import Comparison
 from virtblk.bench.posting import Preset, posted, posted_change
-from virtblk.bench.report import Column, duration, format_table, si
+from virtblk.bench.report import Column, format_table
 from virtblk.bench.stat import RunResult
 from virtblk.bench.summary import change_text, is_the_postings, percent
+from virtblk.figures import duration, si
 
 #: What changes: our name, the posting's, and the heading.
 CHANGES: Final = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
+from virtblk.figures import si
 from virtblk.fuzz.campaign import FuzzOptions, Report, groups_total
 from virtblk.fuzz.groups import GROUPS
 from virtblk.progress import StatusLine
@@ -34,15 +35,6 @@ class Progress(StatusLine):
         """How far a case has been made shorter."""
         if self.due():
             self.write(f"fuzz: minimising, {left} steps left after {runs} runs")
-
-
-def si(value: float) -> str:
-    """1234567 -> 1.23M"""
-    for unit in ("", "k", "M"):
-        if value < 1000:
-            return f"{value:.3g}{unit}" if unit else f"{value:.0f}"
-        value /= 1000
-    return f"{value:.3g}G"
 
 
 def print_report(report: Report, options: FuzzOptions, out: TextIO) -> None:
