@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import strategies as st
+
+from naive.block_layer import NaiveBlockLayer, Rq
 from virtblk.block.bio import BIO_DTYPE, bio_init
 from virtblk.block.blk_mq import (
     PLUG_MERGED,
@@ -35,6 +38,10 @@ from virtblk.jit.table import Table
 
 CAPACITY = 64
 BIOS = 256
+
+#: What a step may be; those from SET on need not be in every test.
+SUBMIT, FLUSH, START, END, SET, SWITCH = range(6)
+Step = tuple[int, int, int, int, int, int]
 
 
 def queue(**given: Any) -> RequestQueue:
@@ -152,3 +159,99 @@ class BlockMq(Block):
         while first < len(plugged) and blk_mq_sched_insert(self.q, plugged[first]):
             first += 1
         return first
+
+
+def steps_of(*more: int) -> st.SearchStrategy[list[Step]]:
+    """Steps of the first four kinds, and seldom one of `more`: (kind, submitter, op, sector, sectors, segments)."""
+    kinds = st.sampled_from([SUBMIT] * 10 + [FLUSH] * 3 + [START] * 3 + [END] * 2 + list(more))
+    sectors = st.one_of(st.integers(0, 24), st.integers(0, 1 << 30))
+    step = st.tuples(kinds, st.integers(0, 1), st.integers(0, 1), sectors, st.integers(1, 4), st.integers(1, 3))
+    return st.lists(step, max_size=120)
+
+
+class WithTwin:
+    """The kernels and their twin, told the same; whatever they answer must be the same."""
+
+    #: What step SET sets, by its sector.
+    settings: list[tuple[str, int]]
+
+    def __init__(self, real: Block, twin: NaiveBlockLayer) -> None:
+        self.real = real
+        self.twin = twin
+        self.started: list[tuple[int, Rq]] = []
+        self.ended: list[int] = []
+        self.submitted = 0
+        self.now = 0
+
+    def set(self, name: str, value: int) -> None:
+        self.real.q.state[0][name] = value
+        setattr(self.twin, name, value)
+
+    def submit(self, sub: int, op: int, sector: int, sectors: int, segs: int, plain: bool) -> None:
+        raise NotImplementedError
+
+    def flush(self, sub: int) -> None:
+        raise NotImplementedError
+
+    def same(self, rq: int, expected: Rq) -> None:
+        """Both have the same request, which is one of bios side by side within the limits."""
+        record = self.real.q.rq[rq]
+        assert bios_of(self.real.q, rq) == expected.numbers
+        assert (record["sector"], record["bytes"]) == (expected.sector, expected.sectors * 512)
+        assert (record["op"], record["segs"], record["start_ns"]) == (expected.op, expected.segs, expected.start)
+        at = expected.sector
+        for bio in expected.bios:
+            assert bio.sector == at
+            at = bio.end
+        assert record["segs"] <= self.twin.max_segs
+        assert record["bytes"] <= self.twin.max_bytes
+
+    def start(self) -> None:
+        rq, expected = self.real.start(self.now), self.twin.start(self.now)
+        if expected is None:
+            assert rq == -1
+            return
+        self.same(rq, expected)
+        self.started.append((rq, expected))
+
+    def end(self, which: int) -> None:
+        rq, expected = self.started.pop(which % len(self.started))
+        self.real.end(rq)
+        self.twin.end(expected)
+        self.ended += expected.numbers
+
+    def step(self, kind: int, a: int, b: int, sector: int, c: int, d: int) -> None:
+        self.now += 1
+        if kind == SUBMIT and self.submitted < BIOS:
+            self.submit(a, b, sector, c, d, plain=sector % 7 != 6)
+        elif kind == FLUSH:
+            self.flush(a)
+        elif kind == START:
+            self.start()
+        elif kind == END and self.started:
+            self.end(sector)
+        elif kind == SET:
+            self.set(*self.settings[sector % len(self.settings)])
+        elif kind == SWITCH:
+            self.real.switch(bool(a), self.now)
+            self.twin.switch(bool(a), self.now)
+        assert self.real.q.state[0]["in_use"] == self.twin.in_use
+        assert self.real.q.state[0]["sorted"] == len(self.twin.fifo)
+
+    def drain(self) -> None:
+        """Serve all that is left: every bio ended once, and nothing of it is kept anywhere."""
+        for sub in range(2):
+            self.empty_plug(sub)
+        while self.twin.in_use:
+            self.serve_one()
+        self.step(START, 0, 0, 0, 1, 1)
+        assert sorted(self.ended) == list(range(self.submitted))
+        assert (self.real.q.hash == -1).all()
+        assert (self.real.q.sort == -1).all()
+
+    def empty_plug(self, sub: int) -> None:
+        self.step(FLUSH, sub, 0, 0, 1, 1)
+
+    def serve_one(self) -> None:
+        self.step(START, 0, 0, 0, 1, 1)
+        self.step(END, 0, 0, 0, 1, 1)

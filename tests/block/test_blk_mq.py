@@ -8,16 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from block.harness import BIOS, BlockMq, bios_of
+from block.harness import FLUSH, SET, SUBMIT, BlockMq, Step, WithTwin, bios_of, steps_of
 from naive.blk_mq import NaiveBlkMq
-from naive.block_layer import Bio, Rq
+from naive.block_layer import Bio
 
-SUBMIT, FLUSH, START, END, SET = range(5)
-SECTORS = st.one_of(st.integers(0, 24), st.integers(0, 1 << 30))
-KINDS = st.sampled_from([SUBMIT] * 10 + [FLUSH] * 3 + [START] * 3 + [END] * 2 + [SET])
-STEPS = st.lists(
-    st.tuples(KINDS, st.integers(0, 1), st.integers(0, 1), SECTORS, st.integers(1, 4), st.integers(1, 3)), max_size=120
-)
 SETTINGS = [
     ("nomerges", 0),
     ("nomerges", 1),
@@ -31,21 +25,17 @@ SETTINGS = [
 PLUG = 5
 
 
-class Both:
-    """The kernels and the twin, told the same; whatever they answer must be the same."""
+class Both(WithTwin):
+    """The plug of the mq path, and what is behind it."""
+
+    real: BlockMq
+    twin: NaiveBlkMq
+    settings = SETTINGS
 
     def __init__(self, *, deadline: bool = False, **limits: Any) -> None:
-        self.real = BlockMq(plug_size=PLUG, **limits)
-        self.twin = NaiveBlkMq(submitters=2, nr_requests=64, plug_size=PLUG, deadline=deadline, **limits)
+        twin = NaiveBlkMq(submitters=2, nr_requests=64, plug_size=PLUG, deadline=deadline, **limits)
+        super().__init__(BlockMq(plug_size=PLUG, **limits), twin)
         self.real.switch(deadline, 0)
-        self.started: list[tuple[int, Rq]] = []
-        self.ended: list[int] = []
-        self.submitted = 0
-        self.now = 0
-
-    def set(self, name: str, value: int) -> None:
-        self.real.q.state[0][name] = value
-        setattr(self.twin, name, value)
 
     def submit(self, sub: int, op: int, sector: int, sectors: int, segs: int, plain: bool) -> None:
         bio = Bio(self.submitted, op, sector, min(sectors, self.twin.max_bytes // 512), min(segs, self.twin.max_segs))
@@ -53,14 +43,6 @@ class Both:
         assert became == self.twin.submit(sub, bio, self.now, plain=plain)
         self.submitted += became != "full"
         self.same_plug(sub)
-
-    def same(self, rq: int, expected: Rq) -> None:
-        record = self.real.q.rq[rq]
-        assert bios_of(self.real.q, rq) == expected.numbers
-        assert (record["sector"], record["bytes"]) == (expected.sector, expected.sectors * 512)
-        assert (record["op"], record["segs"], record["start_ns"]) == (expected.op, expected.segs, expected.start)
-        assert record["segs"] <= self.twin.max_segs
-        assert record["bytes"] <= self.twin.max_bytes
 
     def same_plug(self, sub: int) -> None:
         plugged = self.real.plugged(sub)
@@ -89,56 +71,19 @@ class Both:
         self.real.q.plugged[sub] = 0
         self.set("nomerges", before)
 
-    def start(self) -> None:
-        rq, expected = self.real.start(self.now), self.twin.start(self.now)
-        if expected is None:
-            assert rq == -1
-            return
-        self.same(rq, expected)
-        self.started.append((rq, expected))
-
-    def end(self, which: int) -> None:
-        rq, expected = self.started.pop(which % len(self.started))
-        self.real.end(rq)
-        self.twin.end(expected)
-        self.ended += expected.numbers
-
-    def step(self, kind: int, a: int, b: int, sector: int, c: int, d: int) -> None:
-        self.now += 1
-        if kind == SUBMIT and self.submitted < BIOS:
-            self.submit(a, b, sector, c, d, plain=sector % 7 != 6)
-        elif kind == FLUSH:
-            self.flush(a)
-        elif kind == START:
-            self.start()
-        elif kind == END and self.started:
-            self.end(sector)
-        elif kind == SET:
-            self.set(*SETTINGS[sector % len(SETTINGS)])
-        assert self.real.q.state[0]["in_use"] == self.twin.in_use
-        assert self.real.q.state[0]["sorted"] == len(self.twin.fifo)
-
-    def drain(self) -> None:
-        for sub in range(2):
-            while self.twin.plugs[sub]:
-                self.step(START, 0, 0, 0, 1, 1)
-                self.step(END, 0, 0, 0, 1, 1)
-                self.step(FLUSH, sub, 0, 0, 1, 1)
-        while self.twin.in_use:
-            self.step(START, 0, 0, 0, 1, 1)
-            self.step(END, 0, 0, 0, 1, 1)
-        assert sorted(self.ended) == list(range(self.submitted))
-        assert (self.real.q.hash == -1).all()
-        assert (self.real.q.sort == -1).all()
+    def empty_plug(self, sub: int) -> None:
+        while self.twin.plugs[sub]:
+            self.serve_one()
+            self.step(FLUSH, sub, 0, 0, 1, 1)
 
 
-@given(STEPS, st.booleans(), st.sampled_from([2, 5, 128]), st.sampled_from([2048, 1 << 20]))
+@given(steps_of(SET), st.booleans(), st.sampled_from([2, 5, 128]), st.sampled_from([2048, 1 << 20]))
 @example([(SUBMIT, 0, 0, 10, 4, 1), (FLUSH, 0, 0, 0, 1, 1), (SUBMIT, 0, 0, 7, 3, 1)], True, 5, 4096)
 @example(
     [(SET, 0, 0, 3, 1, 1)] + [(SUBMIT, 0, 0, 9 * n, 1, 1) for n in range(9)] + [(FLUSH, 0, 0, 0, 1, 1)], True, 5, 4096
 )
 def test_plug_and_scheduler_agree_with_their_twin(
-    steps: list[tuple[int, int, int, int, int, int]], deadline: bool, max_segs: int, max_bytes: int
+    steps: list[Step], deadline: bool, max_segs: int, max_bytes: int
 ) -> None:
     both = Both(deadline=deadline, max_segs=max_segs, max_bytes=max_bytes)
     for step in steps:
