@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -96,3 +98,23 @@ def read(opened: VirtioBlk, sector: int, size: int, *, sub: int = 0) -> bytes | 
     memory_of(opened, sub)[:size] = 0xEE
     code = submit(opened, REQ_OP_READ, sector, size, sub=sub)
     return code or memory_of(opened, sub)[:size].tobytes()
+
+
+def change_under_load(submitters: int, run: Callable[[int], int], change: Callable[[int], object]) -> None:
+    """Make change after change, three at least, while every submitter runs; `run` returns how much went wrong."""
+    stop = threading.Event()
+
+    def changes() -> None:
+        count = 0
+        while count < 3 or not stop.is_set():
+            change(count)
+            count += 1
+
+    with ThreadPoolExecutor(submitters + 1) as pool:
+        changing = pool.submit(changes)
+        try:
+            wrong = list(pool.map(run, range(submitters)))
+        finally:
+            stop.set()
+        changing.result()
+    assert wrong == [0] * submitters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import INTERPRETED
-from driver.harness import driver, memory_of, read, submit, write
+from driver.harness import change_under_load, driver, memory_of, read, submit, write
 from driver.test_bio_path import FLUSHED, RINGS, WAYS, bits_of, hammer
 from driver.test_request_path import harvest, held, idle, plug, reap, submit_one, unplug
 from fake_device import HOLD, Answer, FakeDevice, Request
@@ -269,30 +268,18 @@ def test_a_plug_waits_for_requests_of_the_pool(poll_us: int | None) -> None:
 
 def test_schedulers_that_change_under_load_lose_nothing() -> None:
     submitters, rounds = (5, 10) if INTERPRETED else (10, 60)
-    stop = threading.Event()
     with (
         FakeDevice() as device,
         driver(device, path="mq", queue_size=4, submitters=submitters, crowded=True) as opened,
-        ThreadPoolExecutor(submitters + 1) as pool,
     ):
 
-        def change() -> int:
-            count = 0
-            while not stop.is_set():
-                opened.sysfs.write("queue/scheduler", ("mq-deadline", "none")[count % 2])
-                opened.sysfs.write("queue/nr_requests", ("4", "128", "9")[count % 3])
-                opened.sysfs.write("queue/nomerges", "021"[count % 3])
-                count += 1
-            return count
+        def change(count: int) -> None:
+            opened.sysfs.write("queue/scheduler", ("mq-deadline", "none")[count % 2])
+            opened.sysfs.write("queue/nr_requests", ("4", "128", "9")[count % 3])
+            opened.sysfs.write("queue/nomerges", "021"[count % 3])
 
         opened.sysfs.write("queue/scheduler", "mq-deadline")  # compiled before the race begins
-        changes = pool.submit(change)
-        try:
-            wrong = list(pool.map(lambda sub: hammer(opened, sub, rounds), range(submitters)))
-        finally:
-            stop.set()
-        assert wrong == [0] * submitters
-        assert changes.result() > 2
+        change_under_load(submitters, lambda sub: hammer(opened, sub, rounds), change)
         idle(opened)
 
 
