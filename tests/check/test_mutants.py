@@ -7,9 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from fork_server import ROOT
 from mutants.catalogue import MUTANTS, UNPROVEN
 from mutants.mutant import DISKS, SOURCE, apply
-from mutants.nursery import ROOT, Nursery
+from mutants.nursery import Nursery
 from mutants.proof import CAUGHT, check_healthy, prove
 from mutants.table import mutants_of, table, why_unproven
 from virtblk.check.checks import DEVICE

@@ -1,73 +1,27 @@
-"""Devices with one deliberate defect each, forked off a process that has compiled everything: a restart takes
-milliseconds. `Nursery` and `Forked` are the tests' side; the file run as a script is that process."""
+"""Devices with one deliberate defect each, forked off a process that has compiled everything (`fork_server`): a restart
+takes milliseconds."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any
 
+from fork_server import ForkServer
 from virtblk.fuzz.target import Target
 
-#: Seconds for the process to be ready; it may have to compile first.
-PATIENCE = 300.0
+#: Seconds that a device which hangs is busy.
+HANGS = 300.0
 SIZE = 1 << 20
 
 
-class Nursery:
+class Nursery(ForkServer):
     """The process that devices are forked off."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._answer() == "ready"
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def ask(self, *words: object) -> str:
-        assert self._process.stdin is not None
-        print(*words, file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def close(self) -> None:
-        self._process.communicate()
-
-    def __enter__(self) -> Nursery:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
-
-class _Child:
-    """As much of a Popen as a Target needs."""
-
-    def __init__(self, nursery: Nursery, pid: int) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
-        self._nursery = nursery
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            answer = self._nursery.ask("poll", self.pid)
-            self.returncode = int(answer) if answer != "runs" else None
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        deadline = time.monotonic() + (PATIENCE if timeout is None else timeout)
-        while (code := self.poll()) is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired("device", timeout or PATIENCE)
-            time.sleep(0.005)
-        return code
+        super().__init__("fuzz.nursery")
 
 
 class Forked(Target):
@@ -79,7 +33,7 @@ class Forked(Target):
         self._defect = defect
 
     def _spawn(self) -> Any:
-        return _Child(self._nursery, int(self._nursery.ask("start", self._defect, self.path)))
+        return self._nursery.fork(self._defect, self.path)
 
 
 # The process.
@@ -109,7 +63,7 @@ def _hang_on_config_beyond() -> None:
 
     def broken(self: Any, msg: Any) -> bytes | None:
         if int.from_bytes(msg.payload[:4], "little") > 1 << 16:
-            time.sleep(PATIENCE)
+            time.sleep(HANGS)
         return sound.serve(self, msg)
 
     backend._HANDLERS[number] = sound._replace(serve=broken)
@@ -176,47 +130,22 @@ PATCHES = {
 }
 
 
-def _serve(defect: str, path: str) -> None:
-    """In the child; never returns."""
+def prepare() -> Callable[..., int]:
+    """Compile what a device runs: a forked child need not."""
+    from virtblk.device.virtio_blk import VirtioBlkDevice
+    from virtblk.mem.guest_memory import GuestMemory
+
+    VirtioBlkDevice(_defective_storage(""), GuestMemory())
+    return _serve
+
+
+def _serve(defect: str, path: str) -> int:
+    """In the child."""
     from virtblk.server import ServeOptions, Server
 
-    os.setsid()
-    for fd in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
     if defect in PATCHES:
         PATCHES[defect]()
     with Server(_defective_storage(defect), ServeOptions(queues=2)) as server:
         server.listen(path)
         server.run()
-
-
-def _main() -> None:
-    from virtblk.device.virtio_blk import VirtioBlkDevice
-    from virtblk.mem.guest_memory import GuestMemory
-
-    VirtioBlkDevice(_defective_storage(""), GuestMemory())  # compiles; a forked child need not
-    print("ready", flush=True)
-    pids: set[int] = set()
-    for line in sys.stdin:
-        match line.split():
-            case ["start", defect, path]:
-                pid = os.fork()
-                if pid == 0:
-                    try:
-                        _serve(defect, path)
-                    finally:
-                        os._exit(1)
-                pids.add(pid)
-                print(pid, flush=True)
-            case ["poll", pid_text]:
-                ended, status = os.waitpid(int(pid_text), os.WNOHANG)
-                pids.discard(ended)
-                print(os.waitstatus_to_exitcode(status) if ended else "runs", flush=True)
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-if __name__ == "__main__":
-    _main()
+    return 1

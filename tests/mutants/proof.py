@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from fork_server import ROOT
 from virtblk.check import runner
 from virtblk.check.checks import DEVICE
 from virtblk.check.requirement import Requirement, Result, Verdict
@@ -18,7 +19,7 @@ from virtblk.check.target import START_TIMEOUT, Target
 from virtblk.errors import OpenError
 
 from .mutant import Mutant
-from .nursery import ROOT, Nursery
+from .nursery import Nursery
 
 #: Verdicts that are a catch.
 CAUGHT: Final = (Verdict.FAIL, Verdict.WEDGED)
