@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -341,26 +339,6 @@ def test_a_traceback_comes_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
 # Ctrl-C.
 
 
-class Doomed:
-    """Ctrl-C comes while its finalizer runs, as it does in those of LLVM's objects."""
-
-    def __del__(self) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-
-def test_regression_ctrl_c_in_a_finalizer_is_not_lost(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python swallows what is raised there: the bench went on, and a traceback was printed."""
-
-    def run(options: Any) -> int:
-        Doomed()
-        time.sleep(20)  # until Ctrl-C comes after all
-        return 0
-
-    monkeypatch.setattr("virtblk.cli.info.run", run)
-    assert main(["info", "ram:1m"]) == 130
-    assert capsys.readouterr().err == ""
-
-
 def test_regression_ctrl_c_while_an_error_is_told_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may come a little later than it was sent, and then when the command is over."""
 
@@ -373,26 +351,6 @@ def test_regression_ctrl_c_while_an_error_is_told_is_no_traceback(monkeypatch: p
     monkeypatch.setattr("virtblk.cli.info.run", run)
     monkeypatch.setattr(cli, "_complain", complain)
     assert main(["info", "ram:1m"]) == 130
-
-
-def test_a_command_leaves_the_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def run(options: Any) -> int:
-        seen.append(signal.getsignal(signal.SIGINT))
-        return 0
-
-    monkeypatch.setattr("virtblk.cli.info.run", run)
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
-    assert main(["info", "ram:1m"]) == 0
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)) == before
-    assert seen.pop() is not before[0]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what runs in the background
-    try:
-        assert main(["info", "ram:1m"]) == 0
-    finally:
-        signal.signal(signal.SIGINT, before[0])
-    assert seen.pop() is signal.SIG_IGN
 
 
 # As a program.
@@ -433,8 +391,8 @@ def test_regression_a_reader_that_has_gone_is_no_traceback() -> None:
 
 
 def test_commands_are_files_of_their_name() -> None:
-    """Or parts of one: bench_fio is of bench. What options of several have in common is in option_values."""
-    stems = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "option_values"}
+    """Or parts of one: bench_fio is of bench. What commands have in common is in the others."""
+    stems = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "interrupts", "option_values"}
     assert stems >= set(COMMANDS)
     assert {stem.partition("_")[0] for stem in stems} == set(COMMANDS)
 
