@@ -304,6 +304,23 @@ def test_regression_json_that_cannot_be_written_is_refused_before_the_run(
     assert line == f"--json {target!r}: {says.format(str(tmp_path / 'none'))}"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bench", "vhost-user:fake"],
+        ["bench", "vhost-user:fake", "--sweep", "iodepth=1,2"],
+        ["bench", "--compare", "a.json", "b.json"],
+        ["check", "vhost-user:fake"],
+        ["check", "--driver", "vhost-user:fake"],
+        ["fuzz", "vhost-user:fake"],
+        ["info", "vhost-user:fake"],
+    ],
+)
+def test_regression_json_without_a_path_is_no_way_to_leave_it_out(words: list[str], capsys: Capture) -> None:
+    """What a shell makes of a variable that is not set; the run was made, and nothing written."""
+    assert complaint(capsys, *words, "--json", "") == "--json '': give the path of a file"
+
+
 # Exceptions and exit status.
 
 

@@ -78,6 +78,8 @@ def disk_of(file: JobFile, given: str | None, default: str) -> str:
 
 def run_job_file(options: argparse.Namespace, base: JobOptions, default_disk: str) -> int:
     """Run `--job`; returns the exit status. `base` is what the command line says besides."""
+    if not options.job:
+        raise UsageError("--job '': give the path of a job file")
     file = parse_job_file(options.job)
     name = disk_of(file, options.disk, default_disk)
     parse_name(name)

@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
     else:
         names = [options.disk or default_disk]
         parse_name(names[0])
-    if options.json:
+    if options.json is not None:
         check_json(options.json)
     check_report(options)
     out = sys.stderr if options.json == "-" else sys.stdout
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
     print_legend(matrix, out)
     print_sweep(matrix, out)
     print_recommendations(matrix, out)
-    if options.json:
+    if options.json is not None:
         write_json(options.json, matrix.as_json())
     write_report(options, matrix)
     if matrix.interrupted:
