@@ -113,6 +113,8 @@ def test_wrong_usage_is_one_line_with_the_value_and_status_2(words: list[str], s
         (["bench", "--size", "100"], "--bs 4k is more than the range of 100"),
         (["bench", "ram:1m", "--bs", "2m"], "--bs 2m is more than the range of 1m"),
         (["bench", "ram:1m", "--size", "2m"], "--size 2m is more than ram:1m has (1m)"),
+        (["bench", "--numjobs", "4096", "--iodepth", "65536", "--bs", "16m"], "4096.0t of buffers, and"),
+        (["bench", "--rate-iops", "5", "--poll", "--numjobs", "500", "--iodepth", "1"], "--numjobs 500 polling on"),
     ],
 )
 def test_what_needs_no_device_is_refused_before_one_starts(

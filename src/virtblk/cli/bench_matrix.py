@@ -65,6 +65,7 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
         DISKS,
         MATRIX_PATHS,
         Matrix,
+        check_points,
         disks_of,
         parse_disks,
         points_of,
@@ -92,6 +93,7 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
         points_of([], job, sweep)  # a value that cannot be is refused before a file is written
     except UsageError as error:
         raise UsageError(f"--sweep {options.sweep!r}: {error}") from error
+    check_points(names, job, sweep)
     with disks_of(names, matrix.skipped) as disks:
         points = points_of(disks, job, sweep)
         for title, why in matrix.skipped:
