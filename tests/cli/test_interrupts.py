@@ -166,10 +166,15 @@ def named(name: str, body: Callable[[], None], file: str = __file__) -> None:
 @pytest.mark.parametrize(("signo", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("_execute_child", "subprocess.py"), ("mkdtemp", "tempfile.py"), ("notify", "llvmlite/binding/dylib.py")],
+    [
+        ("_execute_child", "subprocess.py"),
+        ("mkdtemp", "tempfile.py"),
+        ("notify", "/lib/llvmlite/binding/executionengine.py"),
+        ("lock_data", "/lib/coverage/collector.py"),
+    ],
 )
 def test_what_is_half_made_is_finished_first(name: str, file: str, signo: int, status: int, command: Call) -> None:
-    """And what LLVM asks is answered."""
+    """And what LLVM asks is answered; and coverage gives back its lock: a bench that was terminated hung for that."""
     done = []
 
     def make() -> None:
@@ -182,6 +187,21 @@ def test_what_is_half_made_is_finished_first(name: str, file: str, signo: int, s
 
     assert command(body) == status
     assert done == [name]
+
+
+def test_what_called_the_command_does_not_matter(command: Call) -> None:
+    """`coverage run` does, and so may a function of any name."""
+    done = []
+
+    def body() -> None:
+        send(signal.SIGTERM)
+        done.append("not reached")
+
+    def outside() -> None:
+        assert command(body) == 143
+
+    named("run", lambda: named("stop", outside), "/lib/coverage/execfile.py")
+    assert done == []
 
 
 @pytest.mark.parametrize("name", interrupts.ENDING)

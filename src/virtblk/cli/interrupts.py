@@ -16,7 +16,8 @@ has come where nothing may be raised, and SIGALRM tries to give it a little late
 Nothing is raised, but put off,
 
 - while a child or a directory is there that nobody knows yet (`_execute_child`, `mkdtemp`), and would stay;
-- in a function that LLVM calls back, since it would be swallowed there, and LLVM would get a wrong answer;
+- in a function that LLVM calls back, since it would be swallowed there, and LLVM would get a wrong answer; or that the
+  tracer of coverage calls back, since it would leave that tracer's lock held, which the next new file waits for;
 - with care, while something is being ended: a function of that kind runs (`close`, `stop`, ...), or a
   KeyboardInterrupt is being handled. What these would have ended would stay. All of them come to an end, as every wait
   has a bound. Ctrl-C is given there as ever: whoever presses it twice may have a reason, and sees what is left.
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 GRACE_S: Final = 5.0
 #: Seconds until what was put off is tried again.
 AGAIN_S: Final = 0.02
+#: Packages of whose functions some are called back, and cannot stand an exception.
+CALLED_BACK: Final = ("/llvmlite/", "/coverage/")
 #: Functions in which a child or a directory is there that nobody knows yet.
 UNKNOWN_YET: Final = ("_execute_child", "mkdtemp")
 #: Functions that end something.
@@ -78,6 +81,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if self._handlers:
+            self._outermost = sys._getframe(1).f_code  # what called us has no part in what goes on here
             self._hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
             self._alarm = signal.signal(signal.SIGALRM, self._on_alarm)
             for signo, handler in self._handlers.items():
@@ -119,7 +123,7 @@ class Interrupts:
         if callable(handler) and handler != self._handlers.get(signal.SIGINT):
             self._rest()
             handler(signal.SIGINT, frame)
-        elif _must_wait(frame, care):
+        elif _must_wait(frame, self._outermost, care):
             self._put_off_again()
         else:
             self._rest()
@@ -144,12 +148,12 @@ _OURS: Final[tuple[CodeType, ...]] = (
 )
 
 
-def _must_wait(frame: FrameType | None, care: bool) -> bool:
-    """Whether nothing may be raised in `frame`, by the rules above."""
+def _must_wait(frame: FrameType | None, outermost: CodeType, care: bool) -> bool:
+    """Whether nothing may be raised in `frame`, which is `outermost` or was called by it, by the rules above."""
     names = UNKNOWN_YET + ENDING if care else UNKNOWN_YET
-    while frame is not None:
+    while frame is not None and frame.f_code is not outermost:
         code = frame.f_code
-        if code.co_name in names or code in _OURS or "llvmlite" in code.co_filename:
+        if code.co_name in names or code in _OURS or any(package in code.co_filename for package in CALLED_BACK):
             return True
         frame = frame.f_back
     return care and _is_interrupted()
