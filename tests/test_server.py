@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import virtblk
 from virtblk import server
+from virtblk.errors import UsageError
 from virtblk.names import parse_name
-from virtblk.server import ChildDevice, local_device, serial_of
+from virtblk.server import ChildDevice, ServeOptions, local_device, serial_of
 from virtblk.storage.open import open_storage
 from waiting import PATIENCE, wait_until
 
@@ -54,6 +56,16 @@ def test_a_second_client_is_refused_while_there_is_one() -> None:
         ):
             virtblk.open(f"vhost-user:{child.path}")
         virtblk.open(f"vhost-user:{child.path}").close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("queues", 0), ("queue_size", 3), ("poll_us", -1), ("socket_mode", 0o1000), ("hint", "fast")],
+)
+def test_an_option_that_can_never_work_is_named(field: str, value: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        ServeOptions(**{field: value})
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,14 @@ class VirtblkError(Exception):
 
 
 class UsageError(VirtblkError, ValueError):
-    """A value that can never work: the text holds the value and what to give instead."""
+    """A value that can never work: the text holds the value, and after a colon what to give instead.
+
+    `field` is the one of an options object that holds the value, where it is one: a command has another name for it.
+    """
+
+    def __init__(self, text: str, field: str | None = None) -> None:
+        super().__init__(text)
+        self.field = field
 
 
 class OpenError(VirtblkError, OSError):

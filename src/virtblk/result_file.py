@@ -26,6 +26,8 @@ def check_writable(option: str, target: str) -> None:
     """
     if target == "-":
         return
+    if not target:
+        raise UsageError(f"{option} '': give the path of a file")
     path = Path(target)
     existed = path.exists()
     try:

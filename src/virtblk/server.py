@@ -61,15 +61,15 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.queues <= 256:
-            raise UsageError(f"{self.queues} queues: give 1 to 256")
+            raise UsageError(f"{self.queues} queues: give 1 to 256", "queues")
         if not 1 <= self.queue_size <= VRING_MAX_NUM or self.queue_size & (self.queue_size - 1):
-            raise UsageError(f"queue size {self.queue_size}: give a power of two up to {VRING_MAX_NUM}")
+            raise UsageError(f"queue size {self.queue_size}: give a power of two up to {VRING_MAX_NUM}", "queue_size")
         if not 0 <= self.poll_us <= 10_000_000:
-            raise UsageError(f"poll_us {self.poll_us}: give microseconds from 0 to 10000000")
+            raise UsageError(f"poll_us {self.poll_us}: give microseconds from 0 to 10000000", "poll_us")
         if not 0 <= self.socket_mode <= 0o777:
-            raise UsageError(f"socket mode {self.socket_mode:o}: give octal permissions such as 660")
+            raise UsageError(f"socket mode {self.socket_mode:o}: give octal permissions such as 660", "socket_mode")
         if self.hint not in HINTS:
-            raise UsageError(f"hint {self.hint!r}: give one of {', '.join(HINTS)}")
+            raise UsageError(f"hint {self.hint!r}: give one of {', '.join(HINTS)}", "hint")
 
 
 class Server:

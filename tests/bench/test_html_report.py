@@ -218,6 +218,8 @@ def test_errors_and_remarks_are_told() -> None:
     run = result.measured[0].results[1]
     run.errors, run.notes, run.dropped = 3, ["first error at offset 0: EIO"], 2
     text = Page.of(result).text
+    figures = text.index("Latency distribution")  # below which stands what is of less weight
+    assert text.index("bio randread: 3 errors") < figures < text.index("What else to know")
     assert "bio randread: 3 errors: first error at offset 0: EIO" in text
     assert "bio randread: 2 of its first slices left out as warm-up" in text
     assert "3 I/Os failed: no path is recommended before they work" in text

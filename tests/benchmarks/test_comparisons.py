@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from bench.harness import options
+from benchmarks.harness import BENCHMARKS, load
 from cli.harness import PATIENCE
 from virtblk.bench.runner import Runner
 from virtblk.bench.session import Session
@@ -20,18 +18,7 @@ from virtblk.server import ChildDevice
 
 pytestmark = [pytest.mark.once, pytest.mark.compiled]
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CHANGE = r"(-|[+-][\d.]+% \[(\?|[+-][\d.]+, [+-][\d.]+)\]( ~)?)"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look their types up
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from benchmarks.harness import BENCHMARKS
 from cli.harness import PATIENCE
 
 pytestmark = [pytest.mark.once, pytest.mark.compiled]
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "devices.py"
+SCRIPT = BENCHMARKS / "devices.py"
 LINE = re.compile(r"QD +(\d+) +(\w+)  IOPS [\d.]+k / [\d.]+k  ratio ([\d.]+) \[([\d.]+), ([\d.]+)\]")
 
 

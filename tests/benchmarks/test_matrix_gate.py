@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from bench.html_harness import measured
+from benchmarks.harness import load
 from virtblk.bench.matrix import Matrix
 from virtblk.errors import UsageError
 
@@ -20,18 +19,7 @@ pytestmark = pytest.mark.once
 FOUR = {"request": 1e5, "bio": 1.2e5, "mq": 1.2e5, "auto": 1.2e5}
 
 
-def load() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "matrix_gate.py"
-    spec = importlib.util.spec_from_file_location("matrix_gate", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["matrix_gate"] = module  # where its dataclasses look their types up
-    spec.loader.exec_module(module)
-    return module
-
-
-GATE = load()
+GATE = load("matrix_gate")
 
 
 def pair(workload: str, base: str, path: str, ratio: float, half: float | None = 0.01) -> dict[str, Any]:

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks.harness import BENCHMARKS, load
 from cli.harness import PATIENCE
 
 pytestmark = [pytest.mark.once, pytest.mark.compiled]
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "profile_paths.py"
+SCRIPT = BENCHMARKS / "profile_paths.py"
 
 
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("profile_paths", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # what is cached here names the module, and the program finds it beside itself
-    spec.loader.exec_module(module)
-    return module
-
-
-profile_paths = load()
+profile_paths = load("profile_paths")
 
 
 @pytest.mark.parametrize("batch", [1, 8])

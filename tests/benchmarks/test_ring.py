@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.harness import bench, disk
+from benchmarks.harness import BENCHMARKS, load
 from cli.harness import PATIENCE
 from fake_device import HOLD
 from naive.virtio_blk import FEATURES, IN, INDIRECT
@@ -21,20 +20,11 @@ from virtblk.errors import DeviceError, UsageError
 
 pytestmark = [pytest.mark.once, pytest.mark.compiled]
 
-RING = Path(__file__).parents[2] / "benchmarks" / "ring.py"
+RING = BENCHMARKS / "ring.py"
 LINE = re.compile(r" *(\w+) QD (\d+) +bare +([\d.]+)k  bio +([\d.]+)k IOPS   bio/bare ([\d.]+) \[([\d.]+), ([\d.]+)\]")
 
 
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("ring", RING)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ring = load()
+ring = load("ring")
 
 
 def run(*words: str, **given: Any) -> subprocess.CompletedProcess[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.harness import BENCHMARKS, load
 from cli.harness import PATIENCE
 from driver.harness import driver
 from fake_device import HOLD, FakeDevice
@@ -20,22 +19,12 @@ from virtblk.errors import DeviceError, UsageError
 
 pytestmark = [pytest.mark.once, pytest.mark.compiled]
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "use_bio_off.py"
+SCRIPT = BENCHMARKS / "use_bio_off.py"
 RATIO = r"([\d.]+) \[([\d.]+), ([\d.]+)\]"
 LINE = re.compile(rf"QD (\d+) +IOPS ([\d.]+)k / ([\d.]+)k  {RATIO}  busy ([\d.]+) / ([\d.]+) ns  {RATIO}")
 
 
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("use_bio_off", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # what is cached here names the module, and the program finds it beside itself
-    spec.loader.exec_module(module)
-    return module
-
-
-use_bio_off = load()
+use_bio_off = load("use_bio_off")
 
 
 @pytest.mark.parametrize("paths", list(use_bio_off.ARMS.values()))

@@ -86,11 +86,36 @@ def test_a_mistake_in_the_file_is_one_line(job: Path, capsys: pytest.CaptureFixt
     assert complaint(capsys, "bench", "--job", f"{job}x") == f"--job '{job}x': No such file or directory"
 
 
-@pytest.mark.once
-@pytest.mark.covers
-def test_a_mistake_that_the_disk_shows_is_one_line(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job.write_text("[a]\nsize=2m\n")
-    assert complaint(capsys, "bench", "ram:1m", "--job", str(job)) == f"{job}:2: size=2m: more than ram:1m has (1m)"
+@pytest.mark.parametrize(
+    ("text", "words", "says"),
+    [
+        ("size=2m", (), "{job}:2: size=2m: more than ram:1m has (1m)"),
+        ("bs=2m", (), "{job}:2: bs=2m: more than the range of 1m"),
+        (
+            "bs=16m\niodepth=65536\nnumjobs=64",
+            (),
+            "--job: 64.0t of buffers for the jobs that run at the same time, and ",
+        ),
+        ("rw=read", ("--queue", "foo=1"), "--queue foo=1: ram:1m has no foo; it has "),
+        ("rw=read\nrate_iops=5\nnumjobs=500", ("--poll",), "--rate-iops with --numjobs 500 polling on "),
+    ],
+)
+def test_what_needs_no_device_is_refused_before_one_starts(
+    text: str,
+    words: tuple[str, ...],
+    says: str,
+    job: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And so before anything compiles."""
+    monkeypatch.setattr("virtblk.bench.session.Session", None)
+    job.write_text(f"[a]\n{text}\n")
+    assert complaint(capsys, "bench", "ram:1m", "--job", str(job), *words).startswith(says.format(job=job))
+
+
+def test_a_job_file_without_a_name_is_no_way_to_leave_it_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert complaint(capsys, "bench", "ram:1m", "--job", "") == "--job '': give the path of a job file"
 
 
 # Runs.

@@ -76,6 +76,27 @@ def test_a_disk_that_is_not_there_is_said_and_the_others_measured() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (("--matrix", "--disks", "null:1m,ram:4k", "--size", "64k"), "--size 64k is more than ram:4k has (4k)"),
+        (("--matrix", "--disks", "file:", "--size", "1g"), "--size 1g is more than file:512m has (512m)"),
+        (("--matrix", "--disks", "null:1m,ram:1m?block_size=4k", "--bs", "512"), "--bs 512 is no multiple of"),
+        (("--matrix", "--queue", "foo=1"), "--queue foo=1: ram:512m has no foo"),
+        (("ram:1m", "--sweep", "bs=4k,2m"), "--bs 2m is more than the range of 1m"),
+        (("ram:1m", "--sweep", "iodepth=1,65536", "--numjobs", "4096", "--bs", "1m"), "of buffers, and"),
+        (("ram:1m", "--sweep", "numjobs=1,500", "--rate-iops", "5", "--poll"), "--numjobs 500 polling on"),
+    ],
+)
+def test_what_needs_no_device_is_refused_before_one_starts(
+    words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every disk and value, and before a file is written: the values before it were measured, or the other disks."""
+    monkeypatch.setattr("virtblk.bench.point.Session", None)
+    monkeypatch.setattr("virtblk.bench.matrix.disks_of", None)
+    assert says in complaint(capsys, "bench", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
         (("ram:1m", "--matrix"), "--matrix has disks of its own; give --disks ram:1m"),
         (("--disks", "ram:1m"), "--disks 'ram:1m' is for --matrix"),
         (("--matrix", "--preset", "posting-ramdisk"), "--preset posting-ramdisk is one run"),

@@ -14,8 +14,10 @@ from virtblk.bench.fio_options import JobFile
 from virtblk.bench.job import BYTES_PER_BIO, JobOptions, available_memory, roughly
 from virtblk.errors import UsageError
 from virtblk.names import format_size
+from virtblk.storage.storage import Storage
 
 PAGE: Final = 4096
+_NO_LIMIT: Final = 1 << 53
 
 
 def buffer_bytes(job: FioJob) -> int:
@@ -94,6 +96,12 @@ def plan(file: JobFile, disk: DiskFacts) -> list[list[Task]]:
         _check_verify(tasks)
         waves.append(tasks)
     return waves
+
+
+def check_file(file: JobFile, title: str, storage: Storage) -> None:
+    """Raise UsageError for what cannot work on a device that serves `storage`: all but the limits of the device."""
+    sectors = _NO_LIMIT if storage.can_discard and not storage.read_only else 0
+    plan(file, DiskFacts(title, storage.size, storage.block_size, storage.read_only, sectors))
 
 
 def _check(job: FioJob, disk: DiskFacts) -> None:

@@ -148,9 +148,9 @@ def _disk(matrix: Matrix, title: str, number: int) -> str:
         parts.append(card(_failure(points[0]) if points[0].failure else "Nothing was measured."))
     else:
         parts.append(_advice(matrix, title))
-        problems = _problems(known)
-        if problems:
-            parts.append(card("What else to know", problems))
+        errors = _errors(known)
+        if errors:
+            parts.append(card("I/Os failed", errors, kind="warn"))
         if matrix.sweep is not None:
             parts.append(_over_values(matrix, known, f"d{number}"))
             inner = [
@@ -160,6 +160,9 @@ def _disk(matrix: Matrix, title: str, number: int) -> str:
             parts.append("<h3>Each value</h3>\n" + "\n".join(inner))
         else:
             parts.append(_point(known[0], f"d{number}"))
+        remarks = _remarks(known)
+        if remarks:
+            parts.append(card("What else to know", remarks))
     parts += [_inputs(known[0] if known else points[0], matrix), "</section>"]
     return "\n".join(part for part in parts if part)
 
@@ -182,14 +185,21 @@ def _advice(matrix: Matrix, title: str) -> str:
     return card(told, advice.reasons, code, f"{advice.path}, as the nearest settings of a Linux guest:")
 
 
-def _problems(known: Sequence[Measured]) -> list[str]:
-    lines = []
-    for one in known:
-        for run in one.results:
-            name = " ".join(word for word in (run.path, run.workload, one.point.label) if word)
-            lines += [f"{name}: {run.errors} errors: {note}" for note in run.notes]
-            lines += [f"{name}: {remark}" for remark in remarks_of(run)]
-    return lines
+def _errors(known: Sequence[Measured]) -> list[str]:
+    return [
+        f"{_name_of(one, run)}: {run.errors} errors: {note}"
+        for one in known
+        for run in one.results
+        for note in run.notes
+    ]
+
+
+def _remarks(known: Sequence[Measured]) -> list[str]:
+    return [f"{_name_of(one, run)}: {remark}" for one in known for run in one.results for remark in remarks_of(run)]
+
+
+def _name_of(one: Measured, run: RunResult) -> str:
+    return " ".join(word for word in (run.path, run.workload, one.point.label) if word)
 
 
 def _point(one: Measured, name: str) -> str:

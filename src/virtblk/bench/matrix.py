@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -26,10 +26,11 @@ from virtblk.bench.job import JobOptions
 from virtblk.bench.point import Measured, Point, measure, of_points
 from virtblk.bench.recommend import Recommendation
 from virtblk.bench.report import Column, ProgressLine, format_table, remarks_of
+from virtblk.bench.session import check_options
 from virtblk.bench.stat import RunResult
 from virtblk.bench.summary import NOISE, change_text
 from virtblk.bench.sweep import Sweep
-from virtblk.errors import UsageError
+from virtblk.errors import OpenError, UsageError
 from virtblk.figures import duration, si
 from virtblk.names import KNOWN, SCHEMES, format_size, parse_name
 
@@ -160,6 +161,22 @@ def _fill(path: Path) -> None:
             file.write(block)
         file.flush()
         os.fsync(file.fileno())  # or the run pays for writing it back
+
+
+def check_points(names: Sequence[str], job: JobOptions, sweep: Sweep | None) -> None:
+    """Refuse what can be seen to fail without a device, of every point, before anything is made or compiled.
+
+    Raises UsageError. A disk that is not there is left to its run, since the others can be measured.
+    """
+    for name in names:
+        scheme, _, rest = name.partition(":")
+        if scheme not in KNOWN:
+            continue
+        temporary = scheme == "file" and not rest
+        disk = f"ram:{SIZE}" if temporary else f"{name}{_default_rest(name)}"  # the file's size, and any block
+        for point in points_of([Disk(disk, f"file:{SIZE}" if temporary else disk)], job, sweep):
+            with suppress(OpenError):
+                check_options(point.disk, point.job, point.title)
 
 
 def points_of(disks: Sequence[Disk], job: JobOptions, sweep: Sweep | None) -> list[Point]:

@@ -28,6 +28,7 @@ from virtblk.jit.warmup import ensure, progress
 from virtblk.names import parse_name
 from virtblk.server import ChildDevice, LocalDevice
 from virtblk.storage.open import open_storage
+from virtblk.storage.storage import Storage
 
 #: Where a key of `--queue` may lie: given whole, below queue/, or among the elevator's own.
 QUEUE_PREFIXES: Final = ("", "queue/", "queue/iosched/")
@@ -93,16 +94,49 @@ class _NoDevice:
         """There is nothing to drain."""
 
 
-def check_options(name: str, options: JobOptions) -> None:
-    """Refuse what can be seen to fail without a device, before anything compiles. Raises UsageError and OpenError."""
+def check_options(name: str, options: JobOptions, title: str = "") -> None:
+    """Refuse what can be seen to fail without a device, before anything compiles. Raises UsageError and OpenError.
+
+    Messages call the disk `title`, or else by its name.
+    """
+    check_terms(name, options)
+    with known_storage(name) as storage:
+        if storage is not None:
+            options.check_disk(storage.size, storage.block_size, storage.read_only, title or name)
+
+
+def check_terms(name: str, options: JobOptions) -> None:
+    """The part of it for which no size matters. Raises UsageError."""
     set_queue(Sysfs(cast(Device, _NoDevice())), options.queue, name)
+    check_machine(name, options)
+
+
+def check_machine(name: str, options: JobOptions) -> None:
+    """What this machine has not: memory for the buffers, CPUs for all that poll. Raises UsageError."""
+    options.check_memory()
+    driver_cpus, _, _ = choose_cpus(options, parse_name(name).scheme == "vhost-user")
+    polls = "--poll" if options.poll else "--poll-queues" if options.poll_queues else ""
+    cores = len(driver_cpus or os.sched_getaffinity(0))
+    if options.rate_iops and polls and options.numjobs > cores:
+        text = f"polling on {cores} cpus: at most {cores} jobs can keep to their times"
+        raise UsageError(f"--rate-iops with --numjobs {options.numjobs} {text}; leave out {polls}")
+
+
+@contextmanager
+def known_storage(name: str) -> Iterator[Storage | None]:
+    """What the device is going to serve, open for a look; None of a disk that only its connection tells of.
+
+    Raises UsageError and OpenError.
+    """
     parsed = parse_name(name)
-    if parsed.scheme not in ("vhost-user", "nbd"):  # of which nothing is known before it is connected
-        storage = open_storage(parsed)
-        try:
-            options.check_disk(storage.size, storage.block_size, storage.read_only, name)
-        finally:
-            storage.close()
+    if parsed.scheme in ("vhost-user", "nbd"):
+        yield None
+        return
+    storage = open_storage(parsed)
+    try:
+        yield storage
+    finally:
+        storage.close()
 
 
 @contextmanager
@@ -138,7 +172,7 @@ class Session:
         self.device_pid: int | None = None
         parsed = parse_name(name)
         foreign = parsed.scheme == "vhost-user"
-        options.check_memory()
+        check_machine(name, options)
         if options.device_pid is not None and usage_of(options.device_pid) is None:
             raise UsageError(f"--device-pid {options.device_pid}: there is no such process")
         if not foreign:
@@ -165,10 +199,6 @@ class Session:
         if self.driver_cpus:
             os.sched_setaffinity(0, self.driver_cpus)
         cores = len(self.driver_cpus or self._affinity)
-        polls = "--poll" if options.poll else "--poll-queues" if options.poll_queues else ""
-        if options.rate_iops and polls and options.numjobs > cores:
-            text = f"polling on {cores} cpus: at most {cores} jobs can keep to their times"
-            raise UsageError(f"--rate-iops with --numjobs {options.numjobs} {text}; leave out {polls}")
         driver_options = DriverOptions(
             queues=options.queues,
             poll_queues=options.poll_queues,

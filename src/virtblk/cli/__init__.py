@@ -11,15 +11,12 @@ import argparse
 import importlib
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from virtblk import __version__
+from virtblk.cli.interrupts import Interrupts
 from virtblk.errors import DeviceError, OpenError, UsageError
 
 COMMANDS: Final = {
@@ -78,16 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="virtblk: %(message)s", level=logging.WARNING)
-    ended: list[int] = []
+    interrupts = Interrupts(terminable=any(word in WITH_CHILDREN for word in words))
     try:
-        with _careful_interrupts(ended, terminable=any(word in WITH_CHILDREN for word in words)):
+        with interrupts:
             status = _main(words)
     except KeyboardInterrupt:  # while an error was told, or so late that nothing was left to end
         status = INTERRUPTED
     # CPython notes that an interrupt left a string of code that was executed (dataclasses and Numba make functions of
     # strings), and at exit kills itself with SIGINT for it, though it was handled, until another string ends well.
     exec("")
-    return TERMINATED if ended else status
+    return TERMINATED if interrupts.terminated else status
 
 
 def _main(words: list[str]) -> int:
@@ -114,58 +111,6 @@ def _main(words: list[str]) -> int:
         return 1
     except (OSError, MemoryError) as error:
         return _complain(error, 1)
-
-
-@contextmanager
-def _careful_interrupts(ended: list[int], *, terminable: bool) -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt as ever, but never where it would be swallowed, with a traceback: in a finalizer
-    or in LLVM's callbacks; nor where a child would be lost, which is there and not known yet. It comes a little later.
-
-    With `terminable` SIGTERM does what Ctrl-C would, whoever handles that meanwhile, once, and goes into `ended`. Where
-    SIGINT is ignored (a shell's background job), it is as long as no SIGTERM has come: runs put off and hand on SIGINT.
-    """
-    handled = []
-    deaf = terminable and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    if threading.current_thread() is threading.main_thread():
-        if deaf or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            handled.append(signal.SIGINT)
-        if terminable and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            handled.append(signal.SIGTERM)
-    if not handled:
-        yield
-        return
-    put_off = signal.SIGINT
-
-    def interrupt(signo: int, frame: FrameType | None) -> None:
-        nonlocal put_off
-        if signo in ended or (deaf and signo == signal.SIGINT and not ended):
-            return  # what was begun is being ended already
-        inner = frame
-        while inner is not None:
-            code = inner.f_code
-            if code.co_name in ("__del__", "_execute_child") or "llvmlite" in code.co_filename:
-                put_off = signal.Signals(signo)
-                signal.setitimer(signal.ITIMER_REAL, 0.02)
-                return
-            inner = inner.f_back
-        if signo == signal.SIGTERM:
-            ended.append(signo)
-            meanwhile = signal.getsignal(signal.SIGINT)
-            if callable(meanwhile) and meanwhile is not interrupt:
-                meanwhile(signal.SIGINT, frame)  # a run that ends with what it has so far
-                return
-        raise KeyboardInterrupt
-
-    before = {signal.SIGALRM: signal.signal(signal.SIGALRM, lambda signo, frame: signal.raise_signal(put_off))}
-    for signo in handled:
-        before[signo] = signal.signal(signo, interrupt)
-    try:
-        yield
-    finally:
-        for signo in handled:
-            signal.signal(signo, before[signo])
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before[signal.SIGALRM])
 
 
 def _complain(error: BaseException, status: int) -> int:

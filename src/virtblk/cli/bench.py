@@ -211,15 +211,15 @@ def _job_options(options: argparse.Namespace) -> JobOptions:
         poll_queues=options.poll_queues,
         queue_size=given("queue_size", default.queue_size),
         timeout=options.timeout,
-        driver_cpus=parse_cpus("--cpus-allowed", options.cpus_allowed) if options.cpus_allowed else None,
-        device_cpus=parse_cpus("--device-cpus", options.device_cpus) if options.device_cpus else None,
+        driver_cpus=parse_cpus("--cpus-allowed", options.cpus_allowed) if options.cpus_allowed is not None else None,
+        device_cpus=parse_cpus("--device-cpus", options.device_cpus) if options.device_cpus is not None else None,
         device_pid=options.device_pid,
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the bench; returns the exit status."""
-    if options.job:
+    if options.job is not None:
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         check_job_options(options, vars(parser.parse_args([])))
@@ -249,7 +249,7 @@ def run(options: argparse.Namespace) -> int:
     from virtblk.bench.stat import RunResult
     from virtblk.bench.summary import print_summary
 
-    if options.json:
+    if options.json is not None:
         check_json(options.json)  # before the run, not after it
     bench_report.check_report(options)
     check_options(options.disk, job)
@@ -275,7 +275,7 @@ def run(options: argparse.Namespace) -> int:
             out.flush()
             for result in runner.run():
                 results.append(result)
-            if options.report:
+            if options.report is not None:
                 queues = runner.queues()
         except DeviceError as error:
             failure = error
@@ -290,14 +290,14 @@ def run(options: argparse.Namespace) -> int:
     print_summary(comparisons, job.confidence, out, preset or DEFAULT_PRESET)
     if preset:
         print_preset(preset, results, comparisons, out)
-    if options.json:
+    if options.json is not None:
         value = as_json(device, job, results, comparisons)
         if preset:
             value["posting"] = preset_json(options.preset, preset, results, comparisons)
         write_json(options.json, value)
     if interrupted and failure is not None and failure.errno == errno.ESHUTDOWN:
         failure = None
-    if options.report:
+    if options.report is not None:
         point = Point(options.disk, options.disk, job)
         pairs = compare_pairs(results, job.confidence, job.randseed)
         lost = failure.strerror if failure else None
@@ -318,12 +318,12 @@ def _compare(options: argparse.Namespace) -> int:
         raise UsageError(f"--compare runs nothing; leave out {options.disk}")
     from virtblk.bench.compare import compare_files, print_compared
 
-    if options.json:
+    if options.json is not None:
         check_json(options.json)
     first, second = options.compare
     compared = compare_files(first, second, options.confidence)
     print_compared(compared, sys.stderr if options.json == "-" else sys.stdout)
-    if options.json:
+    if options.json is not None:
         write_json(options.json, compared.as_json())
     return 0
 

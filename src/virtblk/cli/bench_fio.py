@@ -78,6 +78,8 @@ def disk_of(file: JobFile, given: str | None, default: str) -> str:
 
 def run_job_file(options: argparse.Namespace, base: JobOptions, default_disk: str) -> int:
     """Run `--job`; returns the exit status. `base` is what the command line says besides."""
+    if not options.job:
+        raise UsageError("--job '': give the path of a job file")
     file = parse_job_file(options.job)
     name = disk_of(file, options.disk, default_disk)
     parse_name(name)
@@ -87,11 +89,11 @@ def run_job_file(options: argparse.Namespace, base: JobOptions, default_disk: st
 
     # numba and all that, only once the file is known to be right
     from virtblk.bench.fio_json import as_fio_json, reports_of
-    from virtblk.bench.fio_plan import FileOptions
+    from virtblk.bench.fio_plan import FileOptions, check_file
     from virtblk.bench.fio_report import cost_as_json, print_fio_report
     from virtblk.bench.fio_runner import FioRunner, WaveResult, compile_fio_jobs
     from virtblk.bench.report import ProgressLine
-    from virtblk.bench.session import Session
+    from virtblk.bench.session import Session, check_terms, known_storage
 
     as_json = options.output_format in ("json", "json+")
     out = sys.stderr if as_json else sys.stdout
@@ -99,7 +101,12 @@ def run_job_file(options: argparse.Namespace, base: JobOptions, default_disk: st
         print(note, file=sys.stderr)
     waves: list[WaveResult] = []
     failure: DeviceError | None = None
-    with Session(name, FileOptions.of(file, base), compile_fio_jobs) as session:
+    session_options = FileOptions.of(file, base)
+    check_terms(name, session_options)
+    with known_storage(name) as storage:
+        if storage is not None:
+            check_file(file, name, storage)
+    with Session(name, session_options, compile_fio_jobs) as session:
         line = ProgressLine(sys.stderr)
         runner = FioRunner(session, file, path, line)
 

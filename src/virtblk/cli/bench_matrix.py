@@ -65,6 +65,7 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
         DISKS,
         MATRIX_PATHS,
         Matrix,
+        check_points,
         disks_of,
         parse_disks,
         points_of,
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
     else:
         names = [options.disk or default_disk]
         parse_name(names[0])
-    if options.json:
+    if options.json is not None:
         check_json(options.json)
     check_report(options)
     out = sys.stderr if options.json == "-" else sys.stdout
@@ -92,6 +93,7 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
         points_of([], job, sweep)  # a value that cannot be is refused before a file is written
     except UsageError as error:
         raise UsageError(f"--sweep {options.sweep!r}: {error}") from error
+    check_points(names, job, sweep)
     with disks_of(names, matrix.skipped) as disks:
         points = points_of(disks, job, sweep)
         for title, why in matrix.skipped:
@@ -100,7 +102,7 @@ def run(options: argparse.Namespace, job: JobOptions, default_disk: str) -> int:
     print_legend(matrix, out)
     print_sweep(matrix, out)
     print_recommendations(matrix, out)
-    if options.json:
+    if options.json is not None:
         write_json(options.json, matrix.as_json())
     write_report(options, matrix)
     if matrix.interrupted:

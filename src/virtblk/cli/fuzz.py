@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     from virtblk.fuzz.target import Target
     from virtblk.jit.warmup import progress
 
-    if options.json:
+    if options.json is not None:
         check_json(options.json)  # before the run, not after it
     replayed = case.load(options.replay) if options.replay else None
     attackers = (FRONT_END, GUEST) if options.attacker == "both" else (options.attacker,)
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
             bar.clear()
             campaign.close()
     print_report(report, wanted, out)
-    if options.json:
+    if options.json is not None:
         write_json(options.json, report.as_dict())
     if report.interrupted:
         return 130

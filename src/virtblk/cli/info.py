@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from virtblk.driver.virtio_blk import DriverOptions
     from virtblk.uapi.vhost_user import PROTOCOL_FEATURE_NAMES
 
-    if options.json:
+    if options.json is not None:
         check_json(options.json)
     device, local = connect(options.disk, DriverOptions(timeout=options.timeout, poll_us=0))
     try:
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             extra = f" ({format_size(value)})" if key == "size" else ""
             print(f"{key}: {_text(value)}{extra}", file=out)
-    if options.json:
+    if options.json is not None:
         write_json(options.json, {"virtblk": __version__, "device": facts})
     return 0
 

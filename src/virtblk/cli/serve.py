@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
     source = _source(options)
     mode = _mode(options.socket_mode)
     metrics = parse_address(options.metrics) if options.metrics is not None else None
-    if options.cpus:
+    if options.cpus is not None:
         os.sched_setaffinity(0, parse_cpus("--cpus", options.cpus))
     stopping = _Stopping()
     configure(options.log_format, options.log_level)
@@ -98,25 +98,21 @@ def run(options: argparse.Namespace) -> int:
     from virtblk.jit.warmup import progress
     from virtblk.server import ServeOptions, Server, open_served
 
-    for option, field, value in (
-        ("--queues", "queues", options.queues),
-        ("--queue-size", "queue_size", options.queue_size),
-        ("--poll-us", "poll_us", ServeOptions.poll_us if options.poll_us is None else options.poll_us),
-    ):
-        alone: dict[str, Any] = {field: value}
-        try:
-            ServeOptions(**alone)
-        except UsageError as error:  # which calls it what Python calls it
-            raise UsageError(f"{option} {value}: {str(error).partition(': ')[2]}") from error
-    wanted = ServeOptions(
-        queues=options.queues,
-        queue_size=options.queue_size,
-        serial=options.serial,
-        poll_us=ServeOptions.poll_us if options.poll_us is None else options.poll_us,
-        socket_mode=mode,
-        timed=metrics is not None,
-        hint=options.hint,
-    )
+    try:
+        wanted = ServeOptions(
+            queues=options.queues,
+            queue_size=options.queue_size,
+            serial=options.serial,
+            poll_us=ServeOptions.poll_us if options.poll_us is None else options.poll_us,
+            socket_mode=mode,
+            timed=metrics is not None,
+            hint=options.hint,
+        )
+    except UsageError as error:
+        if error.field is None:
+            raise
+        option, advice = error.field.replace("_", "-"), str(error).partition(": ")[2]
+        raise UsageError(f"--{option} {getattr(options, error.field)}: {advice}") from error
     storage = open_served(name, read_only=options.read_only, filters=options.filter)
     try:
         storage.start()
