@@ -173,7 +173,7 @@ def test_settings_that_change_under_load_lose_nothing() -> None:
 
         def change() -> int:
             count = 0
-            while not stop.is_set():
+            while count < 3 or not stop.is_set():
                 with queue_lock(d):
                     d.auto[0]["merging"], d.auto[0]["elevator"] = count & 1, count >> 1 & 1
                     blk_auto_apply(d, count)

@@ -222,9 +222,9 @@ def test_interrupts_are_asked_for_only_by_those_who_block(mask: int) -> None:
         assert hammer(opened, 0, 20) == 0
         assert device.calls == 0
         assert opened._completion == []
-    slow = FakeDevice(lambda request: time.sleep(0.002))
+    slow = FakeDevice(lambda request: time.sleep(0.02))
     with slow as device, driver(device, poll_us=0, without=bits_of(mask)) as opened:
-        assert hammer(opened, 0, 20) == 0
+        assert hammer(opened, 0, 5) == 0
         assert 0 < device.calls <= len(device.requests)
 
 

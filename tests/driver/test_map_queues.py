@@ -301,7 +301,7 @@ def test_a_ring_that_does_not_start_is_no_disk(request_: R) -> None:
     before = threading.active_count()
     with disk(faults={request_: Fault.REFUSE}) as device:
         with pytest.raises(OpenError, match=request_.name):
-            VirtioBlk(device.client, "fake", DriverOptions(queues=4, timeout=10))
+            VirtioBlk(device.client, "fake", DriverOptions(queues=4))
         wait_until(lambda: threading.active_count() <= before + 1)  # the device's
 
 
