@@ -75,7 +75,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("leaky"):
         return
     left = _held() - before
-    for attempt in range(20):  # what a thread or a dying child is about to give back is no leak
+    for attempt in range(600):  # what a thread or a dying child is about to give back is no leak: half a minute
         if not left:
             return
         if attempt == 0:

@@ -21,7 +21,7 @@ from fake_device import FakeDevice, Request
 from naive.virtio_blk import F_FLUSH, F_RO, F_WCE, FEATURES, FLUSH, GET_ID, IOERR, OUT, UNSUPP, blk_config
 from virtblk.disk import Disk
 from virtblk.errors import UsageError
-from waiting import Background
+from waiting import PATIENCE, Background
 
 MIB = 1 << 20
 
@@ -323,7 +323,7 @@ def test_servers_that_are_not_vhost_user(tmp_path: Path, answer: bytes | None, c
                     conn.sendall(answer)
 
         serving = Background(serve)
-        assert refused(path, 0.3).errno == code
+        assert refused(path, 0.3 if answer is None else PATIENCE).errno == code
         serving.result()
 
 

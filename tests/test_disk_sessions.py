@@ -66,7 +66,7 @@ def test_regression_the_data_of_a_write_that_timed_out_stay_as_they_were() -> No
         for data in (b"A" * 512, b"B" * 512):
             with pytest.raises(virtblk.DeviceError):
                 disk.pwrite(data, 0)
-        (request,) = device.io
+        (request,) = device.wait_for(1)
         assert device.ring is not None
         address = request.buffers[1].address
         assert device.ring.memory.load(address, 512).to_bytes(512, "little") == b"A" * 512

@@ -158,7 +158,7 @@ def test_a_child_dies_with_its_parent_and_takes_its_directory_along() -> None:
             with virtblk.open(f"vhost-user:{path}") as disk:
                 assert disk.pread(512, 0) == bytes(512)
                 parent.kill()
-                wait_until(lambda: is_gone(int(pid)), 10)
+                wait_until(lambda: is_gone(int(pid)))
                 with pytest.raises(virtblk.DeviceError, match="closed the connection"):
                     disk.pread(512, 0)
         finally:

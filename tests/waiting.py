@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 #: Seconds after which a test is not going to get what it waits for.
@@ -17,6 +18,16 @@ def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> No
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.001)
+
+
+def sleeps_on(thread: threading.Thread, address: int) -> bool:
+    """Whether a thread is blocked in futex(2) on the word at `address`, and not on the GIL, which is a futex, too."""
+    task = Path(f"/proc/self/task/{thread.native_id}")
+    try:
+        arguments = (task / "syscall").read_text().split()[1:2]
+    except OSError:  # a kernel that does not tell
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return bool(arguments) and int(arguments[0], 16) == address
 
 
 class Background:

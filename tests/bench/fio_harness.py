@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
-from bench.harness import disk
+from bench.harness import connect, disk
 from fake_device import FakeDevice
 from virtblk.bench.fio_options import JobFile, parse_jobs
 from virtblk.bench.fio_plan import FileOptions
@@ -18,7 +19,6 @@ from virtblk.bench.fio_runner import FioRunner, Outcome, compile_fio_jobs
 from virtblk.bench.job import JobOptions
 from virtblk.bench.session import Session
 from virtblk.cli import main
-from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk
 
 
 @dataclass
@@ -42,11 +42,7 @@ def fio_bench(text: str, device: FakeDevice | None = None, path: str = "bio", **
     with ExitStack() as stack:
         stack.callback(device.close)
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-
-        def connect(name: str, driver_options: DriverOptions) -> tuple[VirtioBlk, None]:
-            return VirtioBlk(device.client, name, driver_options), None
-
-        patch.setattr("virtblk.bench.session.connect", connect)
+        patch.setattr("virtblk.bench.session.connect", partial(connect, device))
         file = parse_jobs(text, "a.fio")
         options = FileOptions.of(file, JobOptions(**{"timeout": 20.0} | given))
         session = stack.enter_context(Session("vhost-user:fake", options, compile_fio_jobs))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
+from driver.harness import time_out
 from fake_device import FakeDevice
 from naive.virtio_blk import blk_config
 from virtblk.bench.cpu import Usage
@@ -16,6 +19,7 @@ from virtblk.bench.runner import Runner
 from virtblk.bench.session import Session
 from virtblk.bench.stat import Clat, RunResult
 from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk
+from waiting import PATIENCE
 
 #: The disk of most tests.
 BS = 512
@@ -76,6 +80,13 @@ class Bench:
         return result
 
 
+def connect(device: FakeDevice, name: str, options: DriverOptions) -> tuple[VirtioBlk, None]:
+    """A session's driver on `device`: it has all the time it wants to come up, and the time-out of `options` then."""
+    opened = VirtioBlk(device.client, name, replace(options, timeout=max(options.timeout, PATIENCE)))
+    time_out(opened, options.timeout)
+    return opened, None
+
+
 @contextmanager
 def bench(device: FakeDevice, job: JobOptions | None = None, **given: Any) -> Iterator[Bench]:
     """`given` are job options. The device is closed at the end as well."""
@@ -84,9 +95,6 @@ def bench(device: FakeDevice, job: JobOptions | None = None, **given: Any) -> It
         stack.callback(device.close)
         patch = stack.enter_context(pytest.MonkeyPatch.context())
 
-        def connect(name: str, driver_options: DriverOptions) -> tuple[VirtioBlk, None]:
-            return VirtioBlk(device.client, name, driver_options), None
-
-        patch.setattr("virtblk.bench.session.connect", connect)
+        patch.setattr("virtblk.bench.session.connect", partial(connect, device))
         session = stack.enter_context(Session("vhost-user:fake", job))
         yield Bench(device, session, job, Runner(session, job))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from bench.harness import BLOCKS, BS, Bench, bench, blocks_of, disk
+from driver.harness import time_out
 from fake_device import HOLD, Answer, FakeDevice, Request
 from naive.verify import decode
 from naive.virtio_blk import F_RO, FEATURES, IN, IOERR, OK, OUT, UNSUPP
@@ -255,7 +257,11 @@ def slow(request: Request) -> None:
 
 
 def test_an_interrupted_fill_is_not_told() -> None:
-    with bench(disk(slow), runtime=30, verify="crc32c") as run:
+    def wait_for_it(request: Request) -> None:
+        if request.type == OUT and request.sector >= 10:
+            wait_until(lambda: run.runner.interrupted)
+
+    with bench(disk(wait_for_it), runtime=30, verify="crc32c") as run:
         assert interrupted_at(run, "verify: fill") == []
         assert len(run.device.io) < BLOCKS
 
@@ -306,10 +312,24 @@ def test_a_device_that_falls_silent_is_named_with_the_time_out() -> None:
 def test_one_lost_io_among_many_is_noticed_too(poll: bool) -> None:
     """All others come back, so that the job never waits for long."""
     lost: list[Request] = []
-    device = disk(lambda request: lost.append(request) or HOLD if request.sector == 9 and not lost else None)
-    with bench(device, timeout=0.3, runtime=600, poll=poll) as run, pytest.raises(DeviceError, match="did not answer"):
-        run.run()
-    assert len(run.device.io) > BLOCKS // 4  # a slow machine does not get far in 0.3 s
+    after = 0
+
+    def lose_one(request: Request) -> object:
+        nonlocal after
+        if request.sector == 9 and not lost:
+            lost.append(request)
+            return HOLD
+        after += bool(lost)
+        if after == BLOCKS // 4:  # now the others have come back for a while
+            assert run.session.device is not None
+            time_out(run.session.device, 0.3)
+            run.session.options = replace(run.session.options, timeout=0.3)
+        return None
+
+    with bench(disk(lose_one), runtime=600, poll=poll) as run:
+        with pytest.raises(DeviceError, match="did not answer"):
+            run.run()
+        assert after >= BLOCKS // 4
 
 
 @pytest.mark.parametrize("poll", [False, True])

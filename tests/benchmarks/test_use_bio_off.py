@@ -45,7 +45,8 @@ def test_every_read_takes_the_request_path(paths: Any) -> None:
     ("answer", "says"), [(HOLD, r"did not answer .*0\.3 s"), (IOERR, "a read failed")], ids=["silent", "errors"]
 )
 def test_a_device_that_fails_ends_it(answer: object, says: str) -> None:
-    options = {"path": "request", "paths": RequestPathOnly(), "poll_us": None, "timeout": 0.3}
+    timeout = 0.3 if answer is HOLD else PATIENCE
+    options = {"path": "request", "paths": RequestPathOnly(), "poll_us": None, "timeout": timeout}
     with (
         FakeDevice(lambda request: None if request.type == GET_ID else answer) as device,
         driver(device, **options, segments_each=1) as opened,

@@ -16,7 +16,9 @@ from types import TracebackType
 
 import pytest
 
+from virtblk.bench.cpu import usage_of
 from virtblk.cli import main
+from waiting import wait_until
 
 #: Seconds for a process to do what it is about to do; it may have to compile first.
 PATIENCE = 240.0
@@ -103,6 +105,12 @@ def held(pid: int) -> set[str]:
         with suppress(OSError):
             found.add(str(fd.readlink()))
     return found
+
+
+def wait_until_busy(pid: int) -> None:
+    """Until a device has computed for so long that the run has begun for which it works, or until it is gone."""
+    before = usage_of(pid)
+    wait_until(lambda: not before or not (now := usage_of(pid)) or now.cpu_s > before.cpu_s + 0.2, PATIENCE)
 
 
 def is_running(pid: int) -> bool:

@@ -13,15 +13,13 @@ from typing import Any
 
 import pytest
 
-from cli.harness import Command, children, held, is_running, virtblk
+from cli.harness import Command, children, held, is_running, virtblk, wait_until_busy
 from waiting import wait_until
 
 pytestmark = pytest.mark.once
 
 QUICK = ("--runtime", "0.1", "--size", "256k", "--path", "bio")
 BOTH = (*QUICK, "--path", "request,bio")
-#: Seconds after the headline in which the first run has surely begun.
-RUNNING = 0.5
 RUNS = ["read", "write", "randread", "randwrite"]
 
 
@@ -221,7 +219,7 @@ def test_ctrl_c_prints_the_table_so_far(tmp_path: Path) -> None:
     with Command("bench", "ram:1m", "--rw", "read,write", "--runtime", "120", tmp=tmp_path) as command:
         command.wait_for("ram:1m (1m)")
         child = command.child()
-        time.sleep(RUNNING)
+        wait_until_busy(child)
         command.interrupt()
         status, out, err = command.wait()
     assert status == 130
@@ -238,7 +236,7 @@ def test_ctrl_c_still_writes_the_json(tmp_path: Path) -> None:
     target = tmp_path / "out.json"
     with Command("bench", "null:1m", "--runtime", "120", "--json", str(target)) as command:
         command.wait_for("null:1m (1m)")
-        time.sleep(RUNNING)
+        wait_until_busy(command.child())
         command.interrupt()
         status, _, err = command.wait()
     assert (status, "Traceback" in err) == (130, False)
@@ -262,8 +260,9 @@ def test_ctrl_c_before_the_run_leaves_nothing(delay: float, tmp_path: Path) -> N
 def test_a_device_that_is_killed_is_named(words: tuple[str, ...], tmp_path: Path) -> None:
     with Command("bench", "ram:64m", "--runtime", "120", "--rw", "randread", *words, tmp=tmp_path) as command:
         command.wait_for("ram:64m (64m)")
-        time.sleep(RUNNING)
-        os.kill(command.child(), signal.SIGKILL)
+        child = command.child()
+        wait_until_busy(child)
+        os.kill(child, signal.SIGKILL)
         status, out, err = command.wait()  # which comes long before the 120 s are over
     assert status == 1
     assert err.splitlines()[-1] == "virtblk: ram:64m: the device closed the connection"
@@ -287,7 +286,7 @@ def test_runs_before_the_end_of_the_device_are_printed() -> None:
 
 
 def test_a_device_that_stops_is_named_with_the_time_out(tmp_path: Path) -> None:
-    with Command("bench", "ram:1m", "--runtime", "120", "--timeout", "2", tmp=tmp_path) as command:
+    with Command("bench", "ram:1m", "--runtime", "120", "--timeout", "4", tmp=tmp_path) as command:
         command.wait_for("ram:1m (1m)")
         child = command.child()
         leash = os.readlink(f"/proc/{child}/fd/0")
@@ -296,7 +295,7 @@ def test_a_device_that_stops_is_named_with_the_time_out(tmp_path: Path) -> None:
         os.kill(child, signal.SIGCONT)
         status, _, err = command.wait()
     assert status == 1
-    assert err.splitlines()[-1] == "virtblk: ram:1m: the device did not answer in time (2 s)"
+    assert err.splitlines()[-1] == "virtblk: ram:1m: the device did not answer in time (4 s)"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from cli.harness import Command, virtblk
-from cli.test_bench_cli import RUNNING, figures
+from cli.harness import Command, virtblk, wait_until_busy
+from cli.test_bench_cli import figures
 from cli.test_info_cli import facts
 from naive.verify import decode_image
 from peers import qemu_storage_daemon
@@ -159,13 +158,13 @@ def test_one_client_after_another(file_disk: Daemon) -> None:
 
 @pytest.mark.parametrize("poll", ["--poll", "--no-poll"])
 def test_a_daemon_that_stops_is_named_with_the_time_out(file_disk: Daemon, poll: str) -> None:
-    with Command("bench", file_disk.disk, "--runtime", "120", "--timeout", "2", poll) as command:
+    with Command("bench", file_disk.disk, "--runtime", "120", "--timeout", "4", poll) as command:
         command.wait_for(file_disk.disk)
-        time.sleep(RUNNING)
+        wait_until_busy(file_disk.pid)
         os.kill(file_disk.pid, signal.SIGSTOP)
         status, _, err = command.wait()
     assert status == 1
-    assert err.splitlines()[-1] == f"virtblk: {file_disk.disk}: the device did not answer in time (2 s)"
+    assert err.splitlines()[-1] == f"virtblk: {file_disk.disk}: the device did not answer in time (4 s)"
     assert "Traceback" not in err
 
 
@@ -180,7 +179,7 @@ def test_a_daemon_that_is_stopped_from_the_start(file_disk: Daemon) -> None:
 def test_a_daemon_that_is_killed_is_named(file_disk: Daemon) -> None:
     with Command("bench", file_disk.disk, "--runtime", "120", "--rw", "randread") as command:
         command.wait_for(file_disk.disk)
-        time.sleep(RUNNING)
+        wait_until_busy(file_disk.pid)
         os.kill(file_disk.pid, signal.SIGKILL)
         status, _, err = command.wait()  # which comes long before the 120 s are over
     assert status == 1

@@ -23,17 +23,22 @@ from waiting import PATIENCE
 SPAN = 64 * 1024
 SEGMENTS = 32
 #: What drivers are opened with unless a test says otherwise; the fixture `both_paths` changes the path.
-DEFAULTS: dict[str, Any] = {"timeout": 10, "path": "bio"}
+DEFAULTS: dict[str, Any] = {"timeout": PATIENCE, "path": "bio"}
 
 
 def probed(device: FakeDevice, given: dict[str, Any], patience: float = PATIENCE) -> VirtioBlk:
     """A driver that had time enough to come up on a busy machine; a test's short time-out counts from then on."""
     seconds = given["timeout"]
     opened = VirtioBlk(device.client, "fake", DriverOptions(**given | {"timeout": max(seconds, patience)}))
+    time_out(opened, seconds)
+    return opened
+
+
+def time_out(opened: VirtioBlk, seconds: float) -> None:
+    """Let what the driver waits for from now on, or waits for already, be late after `seconds`."""
     opened.options = replace(opened.options, timeout=seconds)
     for d in opened.views:
         d.queue[0]["timeout_ns"] = int(seconds * 1e9)
-    return opened
 
 
 @contextmanager

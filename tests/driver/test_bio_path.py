@@ -13,12 +13,12 @@ from conftest import INTERPRETED
 from driver.harness import SPAN, driver, memory_of, read, submit, write
 from fake_device import HOLD, FakeDevice, Request
 from naive.blk_merge import blk_split
-from naive.virtio_blk import EVENT_IDX, F_FLUSH, FEATURES, FLUSH, IN, INDIRECT, IOERR, OUT, UNSUPP, blk_config
+from naive.virtio_blk import EVENT_IDX, F_FLUSH, FEATURES, FLUSH, GET_ID, IN, INDIRECT, IOERR, OUT, UNSUPP, blk_config
 from virtblk.block.bio import REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE, REQ_PREFLUSH, bio_init
 from virtblk.driver import completion
 from virtblk.driver.bio_path import virtblk_harvest, virtblk_make_request
 from virtblk.driver.completion import virtblk_wait
-from waiting import PATIENCE, Background
+from waiting import PATIENCE, Background, wait_until
 
 DATA = (OUT, 9, 1024)
 FLUSHED = (FLUSH, 0, 0)
@@ -196,8 +196,17 @@ def test_many_submitters_share_a_ring_of_four_entries(
     submitters, rounds = (6, 6) if INTERPRETED else (16, 25)
     # A wake-up that got lost costs a whole sleep, which is too long a time where the constant is not compiled in.
     monkeypatch.setattr(completion, "SLEEP_NS", int(3 * PATIENCE * 1e9))
+
+    def full_waits() -> int:
+        return int(opened.view.submitters["ring_full_waits"].sum())
+
+    def script(request: Request) -> None:
+        if request.type != GET_ID:
+            wait_until(lambda: full_waits() > 0)  # there are more submitters than entries
+            time.sleep(0.001 if INTERPRETED else 0)
+
     with (
-        FakeDevice((lambda request: time.sleep(0.001)) if INTERPRETED else None) as device,
+        FakeDevice(script) as device,
         driver(
             device, queue_size=4, submitters=submitters, poll_us=poll_us, crowded=True, without=bits_of(mask)
         ) as opened,
@@ -208,7 +217,7 @@ def test_many_submitters_share_a_ring_of_four_entries(
         took = time.monotonic() - began
         assert wrong == [0] * submitters
         assert len(device.io) == 2 * submitters * rounds
-        assert int(opened.view.submitters["ring_full_waits"].sum()) > 0
+        assert full_waits() > 0
         assert opened.view.vq.state[0]["num_free"] == 4
         assert opened.view.queue[0]["free_requests"] == opened.queue.limits.pool - int(  # type: ignore[union-attr]
             (opened.view.submitters["spare"] >= 0).sum()
@@ -222,9 +231,9 @@ def test_interrupts_are_asked_for_only_by_those_who_block(mask: int) -> None:
         assert hammer(opened, 0, 20) == 0
         assert device.calls == 0
         assert opened._completion == []
-    slow = FakeDevice(lambda request: time.sleep(0.002))
+    slow = FakeDevice(lambda request: time.sleep(0.02))
     with slow as device, driver(device, poll_us=0, without=bits_of(mask)) as opened:
-        assert hammer(opened, 0, 20) == 0
+        assert hammer(opened, 0, 5) == 0
         assert 0 < device.calls <= len(device.requests)
 
 

@@ -23,14 +23,14 @@ from naive.blk_mq import NaiveBlkMq
 from naive.block_layer import Bio
 from naive.virtio_blk import F_MQ, FEATURES, FLUSH, IN, OUT, P_MQ, PROTOCOL_FEATURES, blk_config
 from virtblk.block.bio import REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE, bio_init
-from virtblk.driver import completion
+from virtblk.driver import completion, virtio_blk
 from virtblk.driver.map_queues import map_queue, mapped_submitters
 from virtblk.driver.sysfs import queue_lock
 from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk
 from virtblk.errors import OpenError, UsageError
 from virtblk.uapi.vhost_user import FrontendRequest as R
 from virtblk.uapi.virtio_blk import VIRTIO_BLK_F_MQ
-from waiting import Background, wait_until
+from waiting import PATIENCE, Background, wait_until
 
 #: Bios of a submitter, and what each has of the data memory, in bytes.
 EACH = 40
@@ -284,7 +284,8 @@ def test_the_oldest_io_is_found_on_any_virtqueue() -> None:
 
 
 @pytest.mark.parametrize("poll_queues", [0, 1])
-def test_close_stops_every_ring_and_every_thread(poll_queues: int) -> None:
+def test_close_stops_every_ring_and_every_thread(poll_queues: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtio_blk, "CLOSE_TIMEOUT", PATIENCE)
     with disk() as device:
         opened = VirtioBlk(device.client, "fake", DriverOptions(queues=4, poll_queues=poll_queues, submitters=4))
         threads = [thread for thread, _ in opened._completion]
@@ -301,7 +302,7 @@ def test_a_ring_that_does_not_start_is_no_disk(request_: R) -> None:
     before = threading.active_count()
     with disk(faults={request_: Fault.REFUSE}) as device:
         with pytest.raises(OpenError, match=request_.name):
-            VirtioBlk(device.client, "fake", DriverOptions(queues=4, timeout=10))
+            VirtioBlk(device.client, "fake", DriverOptions(queues=4))
         wait_until(lambda: threading.active_count() <= before + 1)  # the device's
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import INTERPRETED
-from driver.harness import change_under_load, driver, memory_of, read, submit, write
+from driver.harness import change_under_load, driver, memory_of, read, submit, time_out, write
 from driver.test_bio_path import FLUSHED, RINGS, WAYS, bits_of, hammer
-from driver.test_request_path import harvest, held, idle, plug, reap, submit_one, unplug
+from driver.test_request_path import harvest, held, idle, outlast, plug, reap, submit_one, unplug
 from fake_device import HOLD, Answer, FakeDevice, Request
 from naive.blk_mq import NaiveBlkMq
 from naive.block_layer import Bio
@@ -409,25 +409,41 @@ def test_a_lost_write_is_noticed_while_flushes_come_and_go(poll_us: int | None) 
     def script(request: Request) -> object:
         return HOLD if request.type == OUT else time.sleep(0.01) if request.type == FLUSH else None
 
-    with FakeDevice(script) as device, driver(device, path="mq", submitters=2, poll_us=poll_us, timeout=1) as opened:
+    with FakeDevice(script) as device, driver(device, path="mq", submitters=2, poll_us=poll_us) as opened:
         lost = Background(submit, opened, REQ_OP_WRITE, 9, 512)
         device.wait_for(1)
+        assert [submit(opened, REQ_OP_FLUSH, sub=1) for _ in range(3)] == [0] * 3
+        time_out(opened, 1)
         patience = time.monotonic() + PATIENCE
         while lost.running and time.monotonic() < patience:
             assert submit(opened, REQ_OP_FLUSH, sub=1) in (0, -errno.ETIMEDOUT)
         device.hang_up()  # so that a failure ends, too
         assert lost.result() == -errno.ETIMEDOUT
-        assert len(device.io) > 2
 
 
 @pytest.mark.parametrize("poll_us", [None, 0])
 def test_a_sequence_of_flushes_is_not_late_as_long_as_none_of_them_is(poll_us: int | None) -> None:
-    """Six FLUSHes and the writes between them, on behalf of three submitters: only what the device has can be late."""
+    """The writes of three submitters, and then FLUSHes on their behalf: only what the device has can be late."""
     with (
-        FakeDevice(lambda request: time.sleep(0.4) if request.type == FLUSH else None) as device,
-        driver(device, path="mq", submitters=3, poll_us=poll_us, timeout=2) as opened,
+        FakeDevice(held) as device,
+        driver(device, path="mq", submitters=3, poll_us=poll_us) as opened,
         ThreadPoolExecutor(3) as pool,
     ):
         jobs = [pool.submit(write, opened, 10 * sub, b"x" * 512, flags=REQ_FUA, sub=sub) for sub in range(3)]
+        for request in device.wait_for(3):
+            device.complete(request)
+        flushes: list[Request] = []
+
+        def next_or_none() -> bool:
+            return len(device.io) > 3 + len(flushes) or all(job.done() for job in jobs)
+
+        while not all(job.done() for job in jobs):
+            wait_until(next_or_none)
+            for request in device.io[3 + len(flushes) :]:
+                flushes.append(request)
+                outlast(opened)
+                device.complete(request)
         assert [job.result() for job in jobs] == [0] * 3
+        assert flushes
+        assert {request.type for request in flushes} == {FLUSH}
         idle(opened)

@@ -30,17 +30,18 @@ from virtblk.block.bio import (
     REQ_PREFLUSH,
     bio_init,
 )
-from virtblk.block.request import RQ_DRIVER
+from virtblk.block.request import RQ_DISPATCH, RQ_DRIVER, RQ_ELEVATOR
 from virtblk.driver import completion
 from virtblk.driver.bio_path import virtblk_harvest
 from virtblk.driver.completion import virtblk_done, virtblk_wait
 from virtblk.driver.submit_bio import blk_finish_plug, blk_start_plug, submit_bio
+from virtblk.driver.sysfs import queue_lock
 from virtblk.driver.virtblk_req import RequestPathOnly
 from virtblk.driver.virtio_blk import VirtioBlk
 from virtblk.errors import UsageError
 from virtblk.jit.kernel import kernel
 from virtblk.jit.libc import clock_ns
-from waiting import Background, wait_until
+from waiting import PATIENCE, Background, wait_until
 
 
 def held(request: Request) -> object:
@@ -540,19 +541,112 @@ def test_a_device_that_is_silent_releases_everybody(poll_us: int | None, crowded
         assert len(device.io) <= 4
 
 
-@pytest.mark.usefixtures("layers")
+def outlast(opened: VirtioBlk) -> None:
+    """Let everybody who waits for a completion find that the time-out is over, though what the device has is not late.
+
+    Real time has no part in it: the time-out is the shortest there is, and what is out starts in a distant future.
+    """
+    d = opened.view
+    with queue_lock(d):  # whoever starts requests is through with it
+        for rq in (*range(d.q.state[0]["most_used"]), d.q.state[0]["flush_rq"]):
+            if d.q.rq[rq]["where"] == RQ_DRIVER:
+                d.q.rq[rq]["start_ns"] = clock_ns() + int(100 * PATIENCE * 1e9)
+    looks = int(d.queue[0]["reaps"])
+    timeout_ns, d.queue[0]["timeout_ns"] = int(d.queue[0]["timeout_ns"]), 1
+    wait_until(lambda: d.queue[0]["reaps"] >= looks + 20 or opened.error)
+    d.queue[0]["timeout_ns"] = timeout_ns
+
+
+@pytest.mark.parametrize("scheduler", ["", "mq-deadline"])
+@pytest.mark.parametrize("nr_requests", ["128", "4"])
 @pytest.mark.parametrize(("poll_us", "crowded"), [(None, False), (None, True), (0, False)])
-def test_a_request_that_waits_in_the_queue_is_not_late(poll_us: int | None, crowded: bool) -> None:
-    """A slow device and a long queue, after a FLUSH that ended long ago: only what the device has can be late."""
-    submitters = 30
+def test_a_request_that_waits_in_the_queue_is_not_late(
+    scheduler: str, nr_requests: str, poll_us: int | None, crowded: bool
+) -> None:
+    """After a FLUSH that ended long ago: only what the device has can be late, and its time runs from its start.
+
+    Four requests are out, and four wait for the ring, or for one of four requests of the pool.
+    """
+    submitters = 8
     with (
-        FakeDevice(lambda request: time.sleep(0.06)) as device,
-        requests(device, submitters=submitters, timeout=1.5, queue_size=4, poll_us=poll_us, crowded=crowded) as opened,
-        ThreadPoolExecutor(submitters) as pool,
+        FakeDevice(lambda request: HOLD if request.type == IN else None) as device,
+        driver(
+            device,
+            path="mq" if scheduler else "request",
+            submitters=submitters,
+            queue_size=4 if nr_requests == "128" else 16,
+            poll_us=poll_us,
+            crowded=crowded,
+        ) as opened,
     ):
+        d = opened.view
+        if scheduler:
+            opened.sysfs.write("queue/scheduler", scheduler)
+        opened.sysfs.write("queue/nr_requests", nr_requests)
         assert submit(opened, REQ_OP_FLUSH) == 0
-        codes = pool.map(lambda sub: submit(opened, REQ_OP_READ, 8 * sub, 512, sub=sub), range(submitters))
-        assert set(codes) == {0}
+        waiting = [Background(submit, opened, REQ_OP_READ, 8 * sub, 512, sub=sub) for sub in range(submitters)]
+        requests = device.wait_for(5)[1:]
+        queued = (RQ_ELEVATOR, RQ_DISPATCH)
+        wait_until(lambda: np.isin(d.q.rq["where"], queued).sum() + d.submitters["request_waits"].sum() == 4)
+        if nr_requests == "128":  # who waits for the pool may not wait longer than the time-out for anything to end
+            outlast(opened)
+        assert all(each.running for each in waiting)
+        assert len(device.io) == 5
+        started = clock_ns()
+        for request in requests:
+            device.complete(request)
+        requests = device.wait_for(9)[5:]
+        out = d.q.rq["where"] == RQ_DRIVER
+        assert out.sum() == 4
+        assert (d.q.rq["start_ns"][out] >= started).all()
+        outlast(opened)
+        for request in requests:
+            device.complete(request)
+        assert [each.result() for each in waiting] == [0] * submitters
+        idle(opened)
+
+
+@pytest.mark.usefixtures("both_paths")
+@pytest.mark.parametrize("poll_us", WAYS)
+@pytest.mark.parametrize("crowded", [False, True])
+def test_regression_what_ended_in_time_is_not_late(poll_us: int | None, crowded: bool) -> None:
+    """Somebody was about to reap when the time-out was over: who waited meanwhile gave the device up."""
+    with FakeDevice(held) as device, driver(device, submitters=2, poll_us=poll_us, crowded=crowded) as opened:
+        d = opened.view
+        waiting = [Background(submit, opened, REQ_OP_READ, 8 * sub, 512, sub=sub) for sub in range(2)]
+        requests = device.wait_for(2)
+        with queue_lock(d):
+            for request in requests:
+                device.complete(request)
+            timeout_ns, d.queue[0]["timeout_ns"] = int(d.queue[0]["timeout_ns"]), 1
+            time.sleep(0.2)  # for them to look at the clock
+        assert [each.result() for each in waiting] == [0, 0]
+        d.queue[0]["timeout_ns"] = timeout_ns
+        assert opened.error == 0
+
+
+@pytest.mark.parametrize("poll_us", WAYS)
+@pytest.mark.parametrize("crowded", [False, True])
+def test_regression_who_is_late_for_one_request_is_asked_about_the_others_anew(
+    poll_us: int | None, crowded: bool
+) -> None:
+    """The oldest request seemed late and had in truth ended: who waited for a young one gave the device up."""
+    with FakeDevice(held) as device, requests(device, submitters=2, poll_us=poll_us, crowded=crowded) as opened:
+        d = opened.view
+        waiting = [Background(submit, opened, REQ_OP_READ, 8 * sub, 512, sub=sub) for sub in range(2)]
+        old, young = sorted(device.wait_for(2), key=lambda request: request.sector)
+        with queue_lock(d):
+            for rq in range(2):
+                late = d.q.rq[rq]["sector"] == old.sector
+                d.q.rq[rq]["start_ns"] = clock_ns() + int((-1 if late else 1) * 100 * PATIENCE * 1e9)
+            device.complete(old)
+            timeout_ns, d.queue[0]["timeout_ns"] = int(d.queue[0]["timeout_ns"]), 1
+            time.sleep(0.2)  # for them to look at the clock
+        assert waiting[0].result() == 0
+        assert opened.error == 0
+        d.queue[0]["timeout_ns"] = timeout_ns
+        device.complete(young)
+        assert waiting[1].result() == 0
         idle(opened)
 
 

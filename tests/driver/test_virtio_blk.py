@@ -30,9 +30,11 @@ from naive.virtio_blk import (
     VHOST_PROTOCOL,
     blk_config,
 )
+from virtblk.driver import virtio_blk
 from virtblk.driver.naming import IndexAllocator, virtblk_name_format
 from virtblk.driver.virtio_blk import DRIVER_FEATURES, DRIVER_PROTOCOL_FEATURES, Topology
 from virtblk.uapi.vhost_user import FrontendRequest as R
+from waiting import PATIENCE
 
 KNOWN = sum(1 << bit for bit in DRIVER_FEATURES)
 
@@ -202,7 +204,8 @@ def test_read_only_by_the_device_or_by_option() -> None:
 # The end.
 
 
-def test_close_stops_the_ring_and_may_be_repeated() -> None:
+def test_close_stops_the_ring_and_may_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtio_blk, "CLOSE_TIMEOUT", PATIENCE)
     with FakeDevice() as device:
         with driver(device) as opened:
             assert read(opened, 0, 512) == bytes(512)

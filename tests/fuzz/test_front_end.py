@@ -19,10 +19,15 @@ from virtblk.fuzz.front_end import FrontEnd, ask_facts
 from virtblk.fuzz.groups import FRONT_END, Coverage
 from virtblk.fuzz.messages import FLOOD, HANG_UP, SECOND, Facts, Op
 from virtblk.fuzz.target import Target, Usage
+from waiting import PATIENCE
 
 FACTS = Facts(features=1 << 32, protocol_features=0, queues=1, capacity=2048)
 REPLY = struct.pack("<IIIQ", 1, 5, 8, 1 << 32)
 GET_FEATURES = Op(request=1, ping=True)
+
+
+#: For one that is silent: long enough, unless the machine is so busy that an answer before the silence is late too.
+TIMEOUTS = (0.2, 2.0, 20.0)
 
 
 def answering(*replies: bytes) -> Callable[[socket.socket], None]:
@@ -61,8 +66,12 @@ def test_a_reply_of_any_length_is_wrong(tmp_path: Path) -> None:
 
 
 def test_silence_is_a_hang(tmp_path: Path) -> None:
-    found = failure(tmp_path / "s", answering(REPLY), GET_FEATURES, timeout=0.2)
-    assert (found.kind, found.detail) == (HANG, "GET_FEATURES is not answered within 0.2 s")
+    for seconds in TIMEOUTS:
+        found = failure(tmp_path / f"s{seconds:g}", answering(REPLY), GET_FEATURES, timeout=seconds)
+        assert found.kind == HANG
+        if "a new client" not in found.detail:
+            break
+    assert found.detail == f"GET_FEATURES is not answered within {seconds:g} s"
 
 
 def test_silence_to_a_new_client_is_a_hang(tmp_path: Path) -> None:
@@ -71,8 +80,12 @@ def test_silence_to_a_new_client_is_a_hang(tmp_path: Path) -> None:
 
 
 def test_hanging_up_on_every_client_is_a_hang(tmp_path: Path) -> None:
-    found = failure(tmp_path / "s", lambda client: None, GET_FEATURES, timeout=0.2)
-    assert (found.kind, found.detail) == (HANG, "new clients are hung up on for 0.2 s")
+    for seconds in TIMEOUTS:
+        found = failure(tmp_path / f"s{seconds:g}", lambda client: None, GET_FEATURES, timeout=seconds)
+        assert found.kind == HANG
+        if "a new client" not in found.detail:
+            break
+    assert found.detail == f"new clients are hung up on for {seconds:g} s"
 
 
 def test_nobody_there_is_a_crash(tmp_path: Path) -> None:
@@ -87,7 +100,11 @@ def test_silence_out_of_step_is_none(tmp_path: Path) -> None:
     desync = Op(request=2, payload="00", announced=8, ping=True)
     glued = Op(request=2, payload="00", announced=8, glued=True)
     path = tmp_path / "s"
-    with server(path, answering(REPLY)), Target(str(path), None, 5.0) as target, FrontEnd(target, Coverage()) as front:
+    with (
+        server(path, answering(REPLY)),
+        Target(str(path), None, PATIENCE) as target,
+        FrontEnd(target, Coverage()) as front,
+    ):
         front.run([desync, GET_FEATURES])
         front.run([glued, GET_FEATURES])
         assert front.messages == 4
@@ -97,7 +114,11 @@ def test_more_descriptors_than_one_write_takes(tmp_path: Path) -> None:
     """Glued messages go out in as many writes as their descriptors need."""
     many = Op(request=2, fds=["call"] * 253, glued=True)
     path = tmp_path / "s"
-    with server(path, answering(REPLY)), Target(str(path), None, 5.0) as target, FrontEnd(target, Coverage()) as front:
+    with (
+        server(path, answering(REPLY)),
+        Target(str(path), None, PATIENCE) as target,
+        FrontEnd(target, Coverage()) as front,
+    ):
         desync = Op(request=2, payload="00", announced=8)
         front.run([many, many, many.copy(), desync])
         assert front.messages == 4
@@ -118,7 +139,7 @@ def test_sessions_are_parted_and_counted(tmp_path: Path) -> None:
 
 def test_a_case_of_nonsense_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with server(path, answering(REPLY)), Target(str(path), None, 5.0) as target:
+    with server(path, answering(REPLY)), Target(str(path), None, PATIENCE) as target:
         attack = FrontEndAttack(target, FACTS, 1, Coverage())
         with pytest.raises(UsageError, match="no operation"):
             attack.run(Case(FRONT_END, [{"kind": "shout"}]))
@@ -127,7 +148,7 @@ def test_a_case_of_nonsense_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_block_device_is_not_attacked(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    target = Target(str(path), None, 5.0)
+    target = Target(str(path), None, PATIENCE)
     with server(path, answering(REPLY, REPLY)), pytest.raises(OpenError, match="no vhost-user-blk device"):
         ask_facts(target)
 

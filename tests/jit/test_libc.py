@@ -31,7 +31,7 @@ from virtblk.jit.libc import (
     pwritev,
     sched_yield,
 )
-from waiting import PATIENCE
+from waiting import PATIENCE, sleeps_on, wait_until
 
 MS = 1_000_000
 NAMES = sorted(libc.__all__)
@@ -161,7 +161,7 @@ def test_futex_wakes_as_many_as_asked(call: Call, word: int) -> None:
     assert call("futex_wake", word, 1) == 0
     perform(3, word, 4, 0, 0)  # compiled before threads start
     threads, results = sleepers(call, 3, "futex_wait", word, 5, 60_000 * MS)
-    time.sleep(0.02)  # asleep for good, not on the GIL
+    wait_until(lambda: all(sleeps_on(thread, word) for thread in threads))
     assert call("futex_wake", word, 2) == 2
     assert call("futex_wake", word, 1 << 30) == 1
     for thread in threads:
@@ -179,10 +179,11 @@ def test_a_signal_ends_a_native_wait(word: int, arguments: tuple[object, ...]) -
     old = signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
         op = NAMES.index(str(arguments[0]))
-        threads, results = sleepers(lambda *_: int(perform(op, *numbers, 0)), 1)
-        time.sleep(0.02)
-        signal.pthread_kill(threads[0].ident or 0, signal.SIGUSR1)
-        threads[0].join(PATIENCE)
+        (thread,), results = sleepers(lambda *_: int(perform(op, *numbers, 0)), 1)
+        end = time.monotonic() + PATIENCE / 2
+        while thread.is_alive() and time.monotonic() < end:  # it may have slept on the GIL, and have yet to wait
+            signal.pthread_kill(thread.ident or 0, signal.SIGUSR1)
+            thread.join(0.02)
         assert results == [-errno.EINTR]
     finally:
         signal.signal(signal.SIGUSR1, old)

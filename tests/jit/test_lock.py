@@ -33,7 +33,7 @@ from virtblk.jit.lock import (
     wake_up,
 )
 from virtblk.mem.shm import Words
-from waiting import PATIENCE
+from waiting import PATIENCE, sleeps_on
 
 NS = 1_000_000_000
 ETIMEDOUT = -errno.ETIMEDOUT
@@ -142,8 +142,7 @@ def test_unlock_wakes_who_sleeps() -> None:
     results: list[int] = []
     store_u32(lock, 2)
     threads = start(1, lambda: results.append(futex_wait(lock, 2, 60 * NS)))
-    until(lambda: asleep(threads[0]))
-    time.sleep(0.02)
+    until(lambda: sleeps_on(threads[0], lock))
     mutex_unlock(lock)
     threads[0].join(PATIENCE)
     assert results == [0]
@@ -163,11 +162,6 @@ def wait_once(queue, ready, woken, timeout_ns):
     return code
 
 
-def asleep(thread: threading.Thread) -> bool:
-    with open(f"/proc/self/task/{thread.native_id}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] == "S"
-
-
 def test_one_waiter_is_woken_at_a_time() -> None:
     words = Words(3)
     queue, ready, woken = (words.address(index) for index in range(3))
@@ -177,8 +171,7 @@ def test_one_waiter_is_woken_at_a_time() -> None:
     store_i64(ready, 0)
     store_i64(woken, 0)
     threads = start(5, wait_once, queue, ready, woken, 60 * NS)
-    until(lambda: load_i64(ready) == 5 and all(map(asleep, threads)))
-    time.sleep(0.02)
+    until(lambda: load_i64(ready) == 5 and all(sleeps_on(thread, queue + WAIT_SEQUENCE) for thread in threads))
     assert load_acquire_u32(queue + WAIT_SLEEPERS) == 5
     for expected in (1, 2):
         wake_up(queue, 1)
@@ -221,7 +214,7 @@ def take_items(lock, queue, items, times, timed_out):
     taken = 0
     while taken < times:
         sequence = wait_prepare(queue)
-        if load_acquire_i64(items) == 0 and wait_sleep(queue, sequence, 5 * NS) == ETIMEDOUT:
+        if load_acquire_i64(items) == 0 and wait_sleep(queue, sequence, 30 * NS) == ETIMEDOUT:
             fetch_add_i64(timed_out, 1)
         wait_finish(queue)
         mutex_lock(lock)
@@ -236,7 +229,7 @@ def take_items(lock, queue, items, times, timed_out):
 
 @pytest.mark.parametrize(("producers", "consumers", "times"), [(1, 1, 20_000), (1, 3, 3_000), (4, 4, 2_000)])
 def test_no_wake_up_is_lost(producers: int, consumers: int, times: int) -> None:
-    """Sleeps of 5 s that somebody must end: a single one that ran out fails."""
+    """Sleeps of 30 s that somebody must end: a single one that ran out fails."""
     total = (times // 20 if INTERPRETED else times) // consumers * consumers * producers
     words = Words(4)
     lock, queue, items, timed_out = (words.address(index) for index in range(4))
@@ -245,7 +238,7 @@ def test_no_wake_up_is_lost(producers: int, consumers: int, times: int) -> None:
     takers = start(consumers, take_items, lock, queue, items, total // consumers, timed_out)
     makers = start(producers, produce, lock, queue, items, total // producers)
     for thread in (*makers, *takers):
-        thread.join(60)
+        thread.join(2 * PATIENCE)
         assert not thread.is_alive()
     assert load_i64(timed_out) == 0
     assert load_i64(items) == 0

@@ -68,7 +68,9 @@ def prove(nursery: Nursery, mutant: Mutant) -> list[Result]:
     The runner demands besides that the device serves the next client after each check. A mutant that never serves any
     would be caught by whatever check comes first; so that counts here only where the device did serve before the check.
     """
-    with _started(nursery, mutant.name, "", MUTANT_TIMEOUT) as target:
+    with _started(nursery, mutant.name, "", HEALTHY_TIMEOUT) as target:
+        assert target.facts  # which every mutant tells
+        target.timeout = MUTANT_TIMEOUT
         return [_prove(target, requirement) for requirement in DEVICE.select(mutant.checks)]
 
 

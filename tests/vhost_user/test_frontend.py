@@ -338,7 +338,7 @@ def test_two_threads_do_not_take_each_others_replies(script: Script, frontend: F
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert answers == {"features": {R.VHOST_USER_GET_FEATURES}, "queues": {R.VHOST_USER_GET_QUEUE_NUM}}
 
 

@@ -197,7 +197,10 @@ def account(d, jobs, j, bio, now):
 
 @cold_kernel
 def job_loop(d, jobs, j):
-    """Run job `j` until its limit, or until its stop word is set, then wait for what is in flight."""
+    """Run job `j` until its limit, or until its stop word is set, then wait for what is in flight.
+
+    What is due at once is issued whatever the stop word says: a slice has I/Os, however late its threads come to run.
+    """
     sub = jobs.jobs[j]["submitter"]
     depth = jobs.jobs[j]["depth"]
     batch = jobs.jobs[j]["batch"]
@@ -217,7 +220,8 @@ def job_loop(d, jobs, j):
     start = found + jobs.jobs[j]["phase_ns"]
     due = start
     while True:
-        stopping = load_acquire_i64(jobs.jobs[j]["stop"]) != 0 or (limit > 0 and issued >= limit)
+        stopping = load_acquire_i64(jobs.jobs[j]["stop"]) != 0 and (issued > 0 or due > found)
+        stopping = stopping or (limit > 0 and issued >= limit)
         while free >= batch and not stopping and (rate == 0 or due <= found):
             if batch > 1:
                 blk_start_plug(d, sub)

@@ -357,6 +357,30 @@ def virtblk_timeout_base(d, sub, since, now):
     return blk_timeout_base(d, now)
 
 
+@cold_kernel
+def virtblk_late(d, sub, room, reap, since, used, now):
+    """A wait that counts from `since` seems to have lasted `timeout_ns`: end the queue if it has, or say what it counts
+    from instead.
+
+    What ended in time counts, even if nobody has looked yet, or whoever did is not through with it: hence the lock.
+    """
+    if reap:
+        virtblk_done_at(d.queue[0]["handle"], d.paths, sub, True)
+    else:
+        mutex_lock(d.queue[0]["lock"])
+        mutex_unlock(d.queue[0]["lock"])
+    if virtblk_ready(d, sub, room) or (not reap and virtqueue_more_used(d.vq)):
+        return since
+    if room:
+        if used != d.vq.state[0]["last_used"]:
+            return now
+    elif d.queue[0]["path"] != PATH_BIO:
+        since = virtblk_timeout_base(d, sub, since, now)
+    if now - since > d.queue[0]["timeout_ns"]:
+        virtblk_break(d, ETIMEDOUT)
+    return since
+
+
 @inline_kernel
 def virtblk_wait_in_turn(d, sub, room):
     """virtblk_wait for more pollers than cores: one polls for all, the others sleep until their turn or their wake-up.
@@ -387,15 +411,8 @@ def virtblk_wait_in_turn(d, sub, room):
         if since == 0 or (room and used != d.vq.state[0]["last_used"]):
             since = now
             used = d.vq.state[0]["last_used"]
-        late = now - since > d.queue[0]["timeout_ns"]
-        if late and room == 0 and d.queue[0]["path"] != PATH_BIO:
-            since = virtblk_timeout_base(d, sub, since, now)
-            late = now - since > d.queue[0]["timeout_ns"]
-        if late:
-            virtblk_done(d, sub, True)  # what ended in time counts, even if nobody has looked yet
-            if not virtblk_ready(d, sub, room):
-                virtblk_break(d, ETIMEDOUT)
-                break
+        if now - since > d.queue[0]["timeout_ns"]:
+            since = virtblk_late(d, sub, room, True, since, used, now)
     return -d.queue[0]["error"]
 
 
@@ -432,11 +449,8 @@ def virtblk_wait_at(handle, paths, sub, room, reap):
             since = now
             used = d.vq.state[0]["last_used"]
         if now - since > d.queue[0]["timeout_ns"]:
-            if room == 0 and d.queue[0]["path"] != PATH_BIO:
-                since = virtblk_timeout_base(d, sub, since, now)
-            if now - since > d.queue[0]["timeout_ns"]:
-                virtblk_break(d, ETIMEDOUT)
-                break
+            since = virtblk_late(d, sub, room, reap, since, used, now)
+            continue
         if poll_ns >= 0 and now - began >= poll_ns:
             if courtesy:
                 courtesy -= 1

@@ -149,9 +149,12 @@ def blk_mq_sched_plug(d, sub):
         d.submitters[sub]["request_waits"] += 1
         began = clock_ns()
         code = virtblk_wait(d, sub, WAIT_REQUEST, True)
-        d.submitters[sub]["waited_ns"] += clock_ns() - began
+        now = clock_ns()
+        d.submitters[sub]["waited_ns"] += now - began
         if code < 0:
             return code
+        for k in range(done, count):  # their time runs from here
+            d.q.rq[blk_mq_plug_rq(d.q, sub, k)]["start_ns"] = now
 
 
 @cold_kernel
