@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from virtblk.bench.crew import Crew
+from virtblk.bench.overdue import Overdue
 from virtblk.bench.session import Session
 from virtblk.driver.virtio_blk import VirtioBlk
 
@@ -40,6 +41,7 @@ class CrewRunner(ABC, Generic[Result]):
         assert session.device is not None
         self._session = session
         self._device: VirtioBlk = session.device
+        self._overdue = Overdue(self._device, session.options.timeout)
         self._on_progress = on_progress
         self.interrupted = False
 
@@ -69,8 +71,7 @@ class CrewRunner(ABC, Generic[Result]):
 
     def _look_for_lost(self) -> None:
         """End the session when one I/O is out for longer than the time-out, even while others come back."""
-        oldest = self._device.oldest_start_ns()
-        if oldest is not None and time.monotonic_ns() - oldest > self._session.options.timeout * 1e9:
+        if self._overdue.look(time.monotonic_ns()):
             self._device.break_queue(errno.ETIMEDOUT)
 
     def _fill_buffers(self, seed: int) -> None:

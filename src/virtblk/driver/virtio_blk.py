@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from virtblk.block.bio import REQ_OP_GET_ID, STEP_REQUEST
+from virtblk.block.bio import REQ_OP_GET_ID
 from virtblk.block.elevator import elevator_switch
-from virtblk.block.request import ELEVATOR_NOOP, RQ_DRIVER
+from virtblk.block.request import ELEVATOR_NOOP
 from virtblk.driver.auto import blk_auto_begin, blk_auto_end
 from virtblk.driver.completion import completion_loop, virtblk_break
 from virtblk.driver.map_queues import MQ_PATHS, map_queue, mapped_submitters
@@ -479,14 +479,21 @@ class VirtioBlk:
         """The attributes by their sysfs names."""
         return Sysfs(self)
 
-    def oldest_start_ns(self) -> int | None:
-        """When the oldest I/O that the device has was submitted or started (CLOCK_MONOTONIC), or None without any."""
+    def in_flight(self) -> np.ndarray:
+        """What the device has, by its head in the rings: [heads of all virtqueues, 2], the bio (-1 where there is none)
+        and when it was submitted, or its request started (CLOCK_MONOTONIC, 0 where the head is free).
+
+        From outside, without a lock: a row that just changes may be a mixture, and is another one at the next look.
+        """
         found = []
         for d in self.views:
-            bios = (d.bios["remaining"] > 0) & (d.bios["step"] != STEP_REQUEST)
-            found += [d.bios["submitted_ns"][bios], d.q.rq["start_ns"][d.q.rq["where"] == RQ_DRIVER]]
-        out = np.concatenate(found)
-        return int(out.min()) if len(out) else None
+            token = np.array(d.vq.token)
+            req = np.where(token >= 0, token, 0)
+            bio, rq = d.requests["bio"][req], d.requests["rq"][req]
+            straight = d.bios["submitted_ns"][np.where(bio >= 0, bio, 0)]
+            since = np.where(rq >= 0, d.q.rq["start_ns"][np.where(rq >= 0, rq, 0)], straight)
+            found.append(np.where(token >= 0, (bio, since), ((-1,), (0,))).T)
+        return np.concatenate(found)
 
     # Counters over all virtqueues.
 
