@@ -61,7 +61,7 @@ def request_loop(d, stop, depth, bs, blocks, buffers, seed, figures):
         d.vec_len[k] = bs
     while True:
         began = clock_ns()
-        stopping = load_acquire_i64(stop) != 0
+        stopping = issued > 0 and load_acquire_i64(stop) != 0  # a slice has I/Os, however late its thread comes to run
         if virtblk_done(d, 0, True) < 0:
             return -1
         found = 0
@@ -160,8 +160,6 @@ class Arm:
                 raise DeviceError(errno.EIO, f"{self.device.title}: a read failed")
             raise self.device.broken_error()
         done, busy = (int(figure) for figure in self.figures)
-        if done == 0:
-            raise UsageError(f"--slice {seconds:g}: in some slice not one I/O ended; give more seconds")
         return done / passed, busy / done
 
 
