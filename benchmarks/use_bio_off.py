@@ -5,9 +5,12 @@
 Both arms run the request path, each on a connection of its own to a device process of its own, of one kind and on one
 CPU. One is built as always, with both paths, the other without the bio path (driver.virtblk_req.RequestPathOnly). They
 take turns in pairs of slices in random order; the other device sleeps meanwhile. Both poll. Busy time is that of rounds
-in which something ended, from before the reap until everything was submitted again. Intervals are bootstrapped over
-the ratios of the pairs: one that holds 1 means that no difference was found. Half way the arms change devices, so that
-what one process got of memory and cache does not count for its arm.
+in which something ended, from before the reap until everything was submitted again.
+
+What a process or a connection got of memory and cache makes some percent, and stays as long as it lives. So both
+connections are made anew again and again, and each time the arms change devices. Two such turns make one ratio, the
+geometric mean of their medians, in which the devices cancel out; intervals are bootstrapped over these ratios: one
+that holds 1 means that no difference was found.
 """
 
 from __future__ import annotations
@@ -163,19 +166,21 @@ class Arm:
         return done / passed, busy / done
 
 
-def bootstrap(ratios: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Median of the ratios and its bootstrap interval."""
+def ratio_of_arms(figures: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Median of the ratios of all two turns and its bootstrap interval; `figures`: [turn, pair, arm]."""
+    turns = np.log(np.median(figures[:, :, 0] / figures[:, :, 1], axis=1))
+    ratios = np.exp(turns.reshape(-1, 2).mean(axis=1))
     rng = np.random.default_rng(0)
     medians = np.median(rng.choice(ratios, (4000, len(ratios))), axis=1)
     low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
     return float(np.median(ratios)), float(low), float(high)
 
 
-def measure(sides: list[Side], depth: int, options: argparse.Namespace, bs: int, pairs: int) -> np.ndarray:
-    """`pairs` pairs of slices: [pair, arm, (IOPS, busy)]. The arms change devices half way."""
-    figures = np.zeros((pairs, 2, 2))
+def measure(sides: list[Side], depth: int, options: argparse.Namespace, bs: int, turns: int, pairs: int) -> np.ndarray:
+    """`pairs` pairs of slices in each turn: [turn, pair, arm, (IOPS, busy)]. The arms change devices every turn."""
+    figures = np.zeros((turns, pairs, 2, 2))
     rng = np.random.default_rng()
-    for turn, rows in enumerate(np.array_split(np.arange(pairs), 2)):
+    for turn in range(turns):
         with ExitStack() as stack:
             arms = []
             for index, arm in enumerate(ARMS):
@@ -184,9 +189,9 @@ def measure(sides: list[Side], depth: int, options: argparse.Namespace, bs: int,
                 arms.append(Arm(device, depth, bs))
             for arm in arms:
                 arm.run(min(0.1, options.slice))  # warm-up
-            for row in rows:
+            for pair in range(pairs):
                 for which in rng.permutation(2):
-                    figures[row, which] = arms[which].run(options.slice)
+                    figures[turn, pair, which] = arms[which].run(options.slice)
     return figures
 
 
@@ -196,7 +201,8 @@ def main() -> int:
     add("disk", nargs="?", default="null:1g", metavar="DISK", help="disk of each device process (default null:1g)")
     add("--iodepth", default="1,32", metavar="LIST", help="I/Os in flight (default 1,32)")
     add("--bs", default="4k", metavar="SIZE", help="bytes per I/O (default 4k)")
-    add("--pairs", default="50", metavar="N", help="pairs of slices, 4 or more (default 50)")
+    add("--turns", default="20", metavar="N", help="connections of each arm, an even number, 4 or more (default 20)")
+    add("--pairs", default="5", metavar="N", help="pairs of slices on each of them (default 5)")
     add("--slice", type=float, default=0.2, metavar="S", help="seconds per slice (default 0.2)")
     add("--timeout", type=float, default=30.0, metavar="S", help="give up on a silent device after this (default 30)")
     add("--driver-cpus", metavar="LIST", help="where the driver runs (default: the first CPU)")
@@ -206,20 +212,22 @@ def main() -> int:
     driver_cpus = parse_cpus("--driver-cpus", options.driver_cpus) if options.driver_cpus else tuple(cpus[:1])
     device_cpus = parse_cpus("--device-cpus", options.device_cpus) if options.device_cpus else tuple(cpus[-1:])
     bs = parse_size(options.bs, "--bs")
-    pairs = parse_size(options.pairs, "--pairs")
+    turns, pairs = parse_size(options.turns, "--turns"), parse_size(options.pairs, "--pairs")
     depths = [parse_size(depth, "--iodepth") for depth in options.iodepth.split(",")]
     if bs < 512 or bs % 512 or bs > 1 << 20:
         raise UsageError(f"--bs {bs}: give a multiple of 512, at most 1m")
     for depth in depths:
         if not 1 <= depth <= MAX_DEPTH:
             raise UsageError(f"--iodepth {depth}: give 1 to {MAX_DEPTH}")
-    if not 4 <= pairs <= 10_000:
-        raise UsageError(f"--pairs {options.pairs}: give 4 to 10000")
+    if not 4 <= turns <= 1000 or turns % 2:
+        raise UsageError(f"--turns {options.turns}: give an even number from 4 to 1000")
+    if not 1 <= pairs <= 10_000:
+        raise UsageError(f"--pairs {options.pairs}: give 1 to 10000")
     if not 0.001 <= options.slice <= 3600:
         raise UsageError(f"--slice {options.slice:g}: give seconds from 0.001 to 3600")
     print(
         f"{options.disk}: request path, built with both paths over built without the bio path, "
-        f"{pairs} pairs of {options.slice:g} s slices, 95 % interval",
+        f"{turns} turns of {pairs} pairs of {options.slice:g} s slices, 95 % interval",
         flush=True,
     )
     with ExitStack() as stack:
@@ -231,11 +239,11 @@ def main() -> int:
             sides.append(side)
         os.sched_setaffinity(0, driver_cpus)
         for depth in depths:
-            figures = measure(sides, depth, options, bs, pairs)
+            figures = measure(sides, depth, options, bs, turns, pairs)
             line = f"QD {depth:<4}"
             for index, name in enumerate(("IOPS", "busy")):
-                both, only = np.median(figures[:, :, index], axis=0)
-                ratio, low, high = bootstrap(figures[:, 0, index] / figures[:, 1, index])
+                both, only = np.median(figures[:, :, :, index], axis=(0, 1))
+                ratio, low, high = ratio_of_arms(figures[:, :, :, index])
                 shown = f"{both / 1e3:.1f}k / {only / 1e3:.1f}k" if name == "IOPS" else f"{both:.1f} / {only:.1f} ns"
                 line += f"  {name} {shown}  {ratio:.4f} [{low:.4f}, {high:.4f}]"
             print(line, flush=True)

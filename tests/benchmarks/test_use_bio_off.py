@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.harness import BENCHMARKS, load
@@ -61,7 +62,9 @@ def test_a_device_that_fails_ends_it(answer: object, says: str) -> None:
         (["--iodepth", "1,x"], "--iodepth 'x'"),
         (["--iodepth", "129"], "--iodepth 129"),
         (["--bs", "5"], "--bs 5"),
-        (["--pairs", "1"], "--pairs 1"),
+        (["--turns", "2"], "--turns 2"),
+        (["--turns", "5"], "--turns 5"),
+        (["--pairs", "0"], "--pairs 0"),
         (["--slice", "0"], "--slice 0"),
     ],
 )
@@ -73,10 +76,23 @@ def test_wrong_usage_is_one_line(words: list[str], says: str, monkeypatch: pytes
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_device_makes_does_not_count_for_an_arm() -> None:
+    """One device is 10 % faster, and the arms change devices every turn; the second arm is 3 % faster."""
+    rng = np.random.default_rng(1)
+    arms, devices = np.array([1.0, 1.03]), np.array([1.1, 1.0])
+    figures = np.array([arms * np.roll(devices, turn) * rng.uniform(0.999, 1.001, (5, 2)) for turn in range(20)])
+    ratio, low, high = use_bio_off.ratio_of_arms(figures)
+    assert low <= ratio <= high
+    assert abs(ratio - 1 / 1.03) < 0.002
+    assert high - low < 0.004
+
+
 def test_a_line_per_depth() -> None:
     """Last: the tests before it compile most of what the program runs, which has its own limit of time."""
-    command = [sys.executable, str(SCRIPT), "null:1m", "--pairs", "4", "--slice", "0.02", "--iodepth", "1,8"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    words = ["null:1m", "--turns", "4", "--pairs", "1", "--slice", "0.02", "--iodepth", "1,8"]
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert result.returncode == 0, result.stderr
     lines = [match for line in result.stdout.splitlines() if (match := LINE.fullmatch(line))]
     assert [match[1] for match in lines] == ["1", "8"]
