@@ -26,6 +26,7 @@ from typing import Final
 
 import numpy as np
 
+from virtblk.bench.bootstrap import median_interval
 from virtblk.bench.job import parse_cpus
 from virtblk.block.bio import REQ_OP_READ, bio_init
 from virtblk.disk import connect
@@ -49,6 +50,8 @@ from virtblk.uapi.virtio_blk import SECTOR_SHIFT
 #: The arms, by what their drivers are built with.
 ARMS: Final = {"both paths": BothPaths, "request path only": RequestPathOnly}
 MAX_DEPTH: Final = 128
+#: Fewer ratios than six have no interval at 95 %, and two turns make one.
+MIN_TURNS: Final = 12
 
 
 @kernel
@@ -166,14 +169,13 @@ class Arm:
         return done / passed, busy / done
 
 
-def ratio_of_arms(figures: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Median of the ratios of all two turns and its bootstrap interval; `figures`: [turn, pair, arm]."""
+def ratio_of_arms(figures: np.ndarray) -> tuple[float, float, float]:
+    """Median of the ratios of all two turns and its 95 % interval; `figures`: [turn, pair, arm]."""
     turns = np.log(np.median(figures[:, :, 0] / figures[:, :, 1], axis=1))
     ratios = np.exp(turns.reshape(-1, 2).mean(axis=1))
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (4000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
-    return float(np.median(ratios)), float(low), float(high)
+    interval = median_interval(ratios.tolist(), 95)
+    assert interval is not None, "MIN_TURNS"
+    return float(np.median(ratios)), *interval
 
 
 def measure(sides: list[Side], depth: int, options: argparse.Namespace, bs: int, turns: int, pairs: int) -> np.ndarray:
@@ -201,7 +203,7 @@ def main() -> int:
     add("disk", nargs="?", default="null:1g", metavar="DISK", help="disk of each device process (default null:1g)")
     add("--iodepth", default="1,32", metavar="LIST", help="I/Os in flight (default 1,32)")
     add("--bs", default="4k", metavar="SIZE", help="bytes per I/O (default 4k)")
-    add("--turns", default="20", metavar="N", help="connections of each arm, an even number, 4 or more (default 20)")
+    add("--turns", default="20", metavar="N", help="connections of each arm, an even number, 12 or more (default 20)")
     add("--pairs", default="5", metavar="N", help="pairs of slices on each of them (default 5)")
     add("--slice", type=float, default=0.2, metavar="S", help="seconds per slice (default 0.2)")
     add("--timeout", type=float, default=30.0, metavar="S", help="give up on a silent device after this (default 30)")
@@ -219,8 +221,8 @@ def main() -> int:
     for depth in depths:
         if not 1 <= depth <= MAX_DEPTH:
             raise UsageError(f"--iodepth {depth}: give 1 to {MAX_DEPTH}")
-    if not 4 <= turns <= 1000 or turns % 2:
-        raise UsageError(f"--turns {options.turns}: give an even number from 4 to 1000")
+    if not MIN_TURNS <= turns <= 1000 or turns % 2:
+        raise UsageError(f"--turns {options.turns}: give an even number from {MIN_TURNS} to 1000")
     if not 1 <= pairs <= 10_000:
         raise UsageError(f"--pairs {options.pairs}: give 1 to 10000")
     if not 0.001 <= options.slice <= 3600:

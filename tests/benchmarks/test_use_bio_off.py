@@ -62,8 +62,8 @@ def test_a_device_that_fails_ends_it(answer: object, says: str) -> None:
         (["--iodepth", "1,x"], "--iodepth 'x'"),
         (["--iodepth", "129"], "--iodepth 129"),
         (["--bs", "5"], "--bs 5"),
-        (["--turns", "2"], "--turns 2"),
-        (["--turns", "5"], "--turns 5"),
+        (["--turns", "10"], "--turns 10"),
+        (["--turns", "15"], "--turns 15"),
         (["--pairs", "0"], "--pairs 0"),
         (["--slice", "0"], "--slice 0"),
     ],
@@ -89,7 +89,7 @@ def test_what_a_device_makes_does_not_count_for_an_arm() -> None:
 
 def test_a_line_per_depth() -> None:
     """Last: the tests before it compile most of what the program runs, which has its own limit of time."""
-    words = ["null:1m", "--turns", "4", "--pairs", "1", "--slice", "0.02", "--iodepth", "1,8"]
+    words = ["null:1m", "--turns", "12", "--pairs", "1", "--slice", "0.02", "--iodepth", "1,8"]
     result = subprocess.run(
         [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False, timeout=PATIENCE
     )

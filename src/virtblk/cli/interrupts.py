@@ -135,9 +135,8 @@ class Interrupts:
 
     def _rest(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        self._put_off = (
-            False  # after the timer: a signal in between may have put off itself, and this one stands for it
-        )
+        # After the timer: a signal in between may have put off itself, and this one stands for it.
+        self._put_off = False
 
 
 #: Ours, where an interrupt would be lost, or would leave the signals half changed.
