@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,10 +10,11 @@ import pytest
 
 from driver.harness import driver, submit
 from driver.test_bio_path import bits_of
+from driver.test_map_queues import disk, several
 from driver.test_request_path import held
-from fake_device import FakeDevice, Request
+from fake_device import HOLD, FakeDevice, Request
 from naive.virtio_blk import INDIRECT
-from virtblk.bench.overdue import Overdue
+from virtblk.bench.overdue import Overdue, in_flight
 from virtblk.block.bio import REQ_OP_READ
 from virtblk.driver.virtio_blk import VirtioBlk
 from waiting import Background, wait_until
@@ -98,4 +100,16 @@ def test_a_lost_one_is_found_among_others_that_come_back() -> None:
         assert found == [False] * 12 + [True] * 2
         device.complete(request)
         assert lost.result() == 0
-        wait_until(lambda: not opened.in_flight()[:, 1].any())
+        wait_until(lambda: not in_flight(opened.views)[:, 1].any())
+
+
+def test_what_is_in_flight_is_found_on_any_virtqueue() -> None:
+    with disk(lambda request: HOLD if request.queue == 3 else None) as device, several(device) as opened:
+        assert not in_flight(opened.views)[:, 1].any()
+        began = time.monotonic_ns()
+        waiting = Background(submit, opened, REQ_OP_READ, 0, 512, sub=3)
+        (late,) = device.wait_for(1)
+        assert began <= in_flight(opened.views)[:, 1].max() <= time.monotonic_ns()
+        device.complete(late)
+        assert waiting.result() == 0
+        assert not in_flight(opened.views)[:, 1].any()

@@ -271,18 +271,6 @@ def test_a_virtqueue_that_is_silent_ends_all(poll_us: int | None) -> None:
         assert opened.error == errno.ETIMEDOUT
 
 
-def test_what_is_in_flight_is_found_on_any_virtqueue() -> None:
-    with disk(lambda request: HOLD if request.queue == 3 else None) as device, several(device) as opened:
-        assert not opened.in_flight()[:, 1].any()
-        began = time.monotonic_ns()
-        waiting = Background(submit, opened, REQ_OP_READ, 0, 512, sub=3)
-        (late,) = device.wait_for(1)
-        assert began <= opened.in_flight()[:, 1].max() <= time.monotonic_ns()
-        device.complete(late)
-        assert waiting.result() == 0
-        assert not opened.in_flight()[:, 1].any()
-
-
 @pytest.mark.parametrize("poll_queues", [0, 1])
 def test_close_stops_every_ring_and_every_thread(poll_queues: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtio_blk, "CLOSE_TIMEOUT", PATIENCE)

@@ -20,6 +20,7 @@ from fake_device import HOLD, Answer, FakeDevice, Request
 from naive.blk_mq import NaiveBlkMq
 from naive.block_layer import Bio
 from naive.virtio_blk import FLUSH, IN, IOERR, OUT, blk_config
+from virtblk.bench.overdue import in_flight
 from virtblk.block.bio import REQ_FUA, REQ_OP_FLUSH, REQ_OP_READ, REQ_OP_WRITE, bio_init
 from virtblk.driver import completion
 from virtblk.driver.virtio_blk import VirtioBlk
@@ -238,7 +239,7 @@ def test_what_waits_in_the_scheduler_is_not_out() -> None:
             device.complete(request)
         assert harvest(opened, 4) == [(bio, 0) for bio in range(4)]
         (last,) = device.wait_for(5)[4:]
-        assert opened.in_flight()[:, 1].max() > int(opened.view.bios[4]["submitted_ns"])
+        assert in_flight(opened.views)[:, 1].max() > int(opened.view.bios[4]["submitted_ns"])
         device.complete(last)
         assert harvest(opened) == [(4, 0)]
         idle(opened)

@@ -21,6 +21,7 @@ from driver.test_bio_path import DATA, FLUSHED, RINGS, TABLE, WAYS, bits_of, ham
 from fake_device import HOLD, Answer, FakeDevice, Request
 from naive.blk_merge import blk_split
 from naive.virtio_blk import F_FLUSH, FEATURES, FLUSH, GET_ID, IN, IOERR, OUT, UNSUPP, blk_config
+from virtblk.bench.overdue import in_flight
 from virtblk.block.bio import (
     REQ_FUA,
     REQ_OP_FLUSH,
@@ -131,7 +132,7 @@ def idle(opened: VirtioBlk) -> None:
         assert d.vq.state[0]["num_free"] == d.vq.state[0]["num"]
         spares = int((d.submitters["spare"] >= 0).sum() + d.submitters["tags"].sum())
         assert d.queue[0]["free_requests"] + spares == len(d.requests)
-    assert not opened.in_flight()[:, 1].any()
+    assert not in_flight(opened.views)[:, 1].any()
 
 
 # FLUSH and FUA.
@@ -210,7 +211,7 @@ def test_regression_a_bio_that_needed_no_device_is_not_out() -> None:
     with FakeDevice(features=FEATURES & ~F_FLUSH) as device, requests(device) as opened:
         assert submit(opened, REQ_OP_FLUSH) == 0
         opened.set_path("bio")
-        assert not opened.in_flight()[:, 1].any()
+        assert not in_flight(opened.views)[:, 1].any()
 
 
 @pytest.mark.usefixtures("layers")

@@ -479,22 +479,6 @@ class VirtioBlk:
         """The attributes by their sysfs names."""
         return Sysfs(self)
 
-    def in_flight(self) -> np.ndarray:
-        """What the device has, by its head in the rings: [heads of all virtqueues, 2], the bio (-1 where there is none)
-        and when it was submitted, or its request started (CLOCK_MONOTONIC, 0 where the head is free).
-
-        From outside, without a lock: a row that just changes may be a mixture, and is another one at the next look.
-        """
-        found = []
-        for d in self.views:
-            token = np.array(d.vq.token)
-            req = np.where(token >= 0, token, 0)
-            bio, rq = d.requests["bio"][req], d.requests["rq"][req]
-            straight = d.bios["submitted_ns"][np.where(bio >= 0, bio, 0)]
-            since = np.where(rq >= 0, d.q.rq["start_ns"][np.where(rq >= 0, rq, 0)], straight)
-            found.append(np.where(token >= 0, (bio, since), ((-1,), (0,))).T)
-        return np.concatenate(found)
-
     # Counters over all virtqueues.
 
     def _sum(self, field: str) -> int:
