@@ -158,12 +158,12 @@ def open(
     """Open the disk `name` (`ram:512m`, `null:1g`, `vhost-user:/path/to/socket`).
 
     `timeout` in seconds bounds every wait for the device; `poll_us` is how long a call spins before it blocks (0:
-    interrupts only, None: polling only); `queue_size` is the ring's (a power of two from 4 to 32768, default 128);
-    `queues` is how many virtqueues to use, over which the calls that are under way are spread (docs/queues.md);
-    `path` is the way that bios take: `bio` straight to the ring; `request` through plug, elevator and request; `mq`
-    through a plug to tags, with an elevator only if that is asked for; `auto`, the default, is `mq` that merges and
-    sorts where it finds that to be faster. `Disk.queue` tunes all but `bio`. `use_bio` is the posting's parameter: True
-    is path `bio`, False path `request`.
+    interrupts, after a glance of 10 us at most where that helps; None: polling only); `queue_size` is the ring's (a
+    power of two from 4 to 32768, default 128); `queues` is how many virtqueues to use, over which the calls that are
+    under way are spread (docs/queues.md); `path` is the way that bios take: `bio` straight to the ring; `request`
+    through plug, elevator and request; `mq` through a plug to tags, with an elevator only if that is asked for; `auto`,
+    the default, is `mq` that merges and sorts where it finds that to be faster. `Disk.queue` tunes all but `bio`.
+    `use_bio` is the posting's parameter: True is path `bio`, False path `request`.
 
     Raises UsageError for values that cannot work, OpenError (an OSError) where no session comes about.
     """

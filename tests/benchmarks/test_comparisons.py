@@ -1,4 +1,4 @@
-"""benchmarks/aa.py, two_devices.py, headline.py and reorder.py: they run, they end, and they say what they found."""
+"""benchmarks/aa.py, two_devices.py, headline.py, glance.py and reorder.py: they run, end, and say what they found."""
 
 from __future__ import annotations
 
@@ -81,6 +81,37 @@ def test_the_headline_has_two_tables_and_a_verdict() -> None:
     assert re.fullmatch(pattern, verdicts[-1])
 
 
+def test_glance_compares_iops_and_cpu_with_and_without() -> None:
+    words = ("--disks", "null:1m,ram:1m", "--rw", "randread,randwrite", "--pairs", "6", "--slice", "0.02")
+    result = run("glance", *words, "--iodepth", "1,4")
+    lines = result.stdout.splitlines()
+    pattern = rf"(.*\S) +IOPS [\d.e+]+ -> [\d.e+]+ {CHANGE} +us of CPU per I/O [\d.]+ -> [\d.]+ {CHANGE}"
+    found = [match[1] for line in lines if (match := re.fullmatch(pattern, line.rstrip()))]
+    disks, workloads = ("null:1m", "ram:1m"), ("randread", "randwrite")
+    assert found == [f"{disk} {work} QD {depth}" for disk in disks for depth in (1, 4) for work in workloads], result
+    assert [line for line in lines if "writes to" in line] == [
+        f"randwrite writes to {disk}" for disk in disks for _ in (1, 4)
+    ]
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_arms_of_glance_differ_in_the_glance_alone() -> None:
+    module = load("glance")
+    job = options(workloads=("randread",), runtime=0.02)
+    with Session("null:1m", job) as session:
+        arms = module.Arms(session, job, 7_000)
+        try:
+            for which, expected in ((0, 0), (1, 7_000), (0, 0)):
+                before = arms.views[0].queue[0].copy()
+                assert arms.slice(which).ios > 0
+                after = arms.views[0].queue[0].copy()
+                assert after["glance_ns"] == expected
+                fixed = ("poll_ns", "crowded", "timeout_ns", "path")
+                assert [before[name] for name in fixed] == [after[name] for name in fixed]
+        finally:
+            arms.runner.close()
+
+
 def test_reorder_has_four_cases_and_two_verdicts() -> None:
     """So short that anything may come out; the status is what the verdicts say."""
     result = run("reorder", "--speed", "100", "--rounds", "8", "--slice", "0.02")
@@ -132,6 +163,11 @@ def test_what_reorder_concludes() -> None:
         ("two_devices", ["--slice", "0"], "--slice 0"),
         ("two_devices", ["--rw", "read,write"], "--rw read,write: give one workload"),
         ("two_devices", ["floppy:1"], "disk 'floppy:1'"),
+        ("glance", ["--pairs", "5"], "--pairs 5"),
+        ("glance", ["--slice", "0"], "--slice 0"),
+        ("glance", ["--glance-us", "0"], "--glance-us 0"),
+        ("glance", ["--rw", "reed"], "--rw 'reed'"),
+        ("glance", ["--disks", "floppy:1"], "'floppy:1' is no disk"),
         ("reorder", ["--rounds", "7"], "--rounds 7"),
         ("reorder", ["--slice", "0"], "--slice 0"),
         ("reorder", ["--speed", "0"], "--speed 0"),

@@ -17,9 +17,14 @@ from driver.harness import driver, memory_of, read, submit, time_out, write
 from driver.test_bio_path import bits_of
 from fake_device import HOLD, Answer, FakeDevice, Request
 from naive.virtio_blk import GET_ID, IN, INDIRECT, IOERR, OUT, blk_config
-from virtblk.block.bio import REQ_OP_FLUSH, REQ_OP_READ
+from virtblk.block.bio import REQ_OP_FLUSH, REQ_OP_READ, bio_init
 from virtblk.driver import completion
+from virtblk.driver.completion import virtblk_wait
+from virtblk.driver.submit_bio import blk_finish_plug, submit_bio
 from virtblk.driver.virtio_blk import DriverOptions, VirtioBlk
+from virtblk.jit.atomics import load_i64
+from virtblk.jit.libc import clock_ns
+from virtblk.virtio.virtio_ring_split import virtqueue_more_used
 from waiting import PATIENCE, Background, wait_until
 
 WAYS = [pytest.param(None, id="polling"), pytest.param(0, id="interrupts"), pytest.param(50, id="spin-then-block")]
@@ -245,6 +250,104 @@ def test_close_ends_the_completion_thread() -> None:
         ((thread, _),) = opened._completion
         opened.close()
         assert not thread.is_alive()
+
+
+# Glances: interrupt mode looks for a moment before it blocks, as far as that helps.
+
+LONG_NS = int(3 * PATIENCE * 1e9)
+
+
+def learned(opened: VirtioBlk, set_to: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Waits in which the submitter blocks without a glance, and how many those were after its last one."""
+    record = opened.view.submitters[0]
+    if set_to is not None:
+        record["blind"], record["vain"] = set_to
+    return int(record["blind"]), int(record["vain"])
+
+
+def read_while_it_blocks(device: FakeDevice, opened: VirtioBlk) -> None:
+    """A read that the device holds back until the submitter has made up its mind to sleep."""
+    sleepers = int(opened.view.queue[0]["sleepers"])
+    count = len(device.io) + 1
+    reading = Background(submit, opened, REQ_OP_READ, 0, 512)
+    request = device.wait_for(count)[-1]
+    wait_until(lambda: load_i64(sleepers) == 1)
+    device.complete(request)
+    assert reading.result() == 0
+
+
+def test_glances_in_vain_become_rare_and_one_that_helps_makes_them_usual_again() -> None:
+    with FakeDevice() as device, driver(device, poll_us=0) as opened:
+        d = opened.view
+        learned(opened, (0, 0))
+
+        def waits_before_a_glance() -> int:
+            waits = 0
+            while completion.virtblk_glance(d, 0) == 0:
+                waits += 1
+            return waits
+
+        for _ in range(2):
+            seen = []
+            for _ in range(9):
+                seen.append(waits_before_a_glance())
+                completion.virtblk_glanced(d, 0, False)
+            assert seen == [0, 1, 3, 7, 15, 31, 63, 63, 63]
+            waits_before_a_glance()
+            completion.virtblk_glanced(d, 0, True)
+
+
+def test_a_wait_that_outlasts_its_glance_blocks_and_the_next_blocks_at_once() -> None:
+    with FakeDevice(held) as device, driver(device, poll_us=0) as opened:
+        learned(opened, (0, 0))
+        for expected in [(1, 1), (0, 1), (3, 3), (2, 3)]:
+            read_while_it_blocks(device, opened)
+            assert learned(opened) == expected
+
+
+def test_what_comes_during_a_glance_needs_no_interrupt() -> None:
+    with FakeDevice(held) as device, driver(device, poll_us=0) as opened:
+        opened.view.queue[0]["glance_ns"] = LONG_NS
+
+        def read_during_a_glance() -> None:
+            for seconds in (0.02, 0.2, 2, 20):  # who comes later than that finds it there, without a glance
+                learned(opened, (0, 7))
+                count = len(device.io) + 1
+                reading = Background(submit, opened, REQ_OP_READ, 0, 512)
+                request = device.wait_for(count)[-1]
+                time.sleep(seconds)
+                device.complete(request)
+                assert reading.result() == 0
+                if learned(opened) != (0, 7):
+                    break
+            assert learned(opened) == (0, 0)
+
+        read_during_a_glance()  # may be interrupted: who woke GET_ID's submitter asked for one more
+        before = device.calls
+        read_during_a_glance()
+        assert device.calls == before
+
+
+def test_what_was_there_already_says_nothing_of_glances() -> None:
+    with FakeDevice() as device, driver(device, poll_us=0) as opened:
+        opened.view.queue[0]["glance_ns"] = LONG_NS
+        opened.stop_completion()  # which might reap it first, since who waited for GET_ID asked for an interrupt
+        d = opened.view
+        learned(opened, (0, 7))
+        bio_init(d.bios, 0, REQ_OP_FLUSH, 0, 0, 0, 0, 0, 0)
+        assert submit_bio(d, 0, 0, clock_ns()) == 0
+        assert blk_finish_plug(d, 0) == 0
+        wait_until(lambda: virtqueue_more_used(d.vq))
+        assert virtblk_wait(d, 0, 0, True) == 0
+        assert learned(opened) == (0, 7)
+
+
+def test_who_shares_its_core_does_not_glance() -> None:
+    with FakeDevice(held) as device, driver(device, poll_us=0, crowded=True) as opened:
+        opened.view.queue[0]["glance_ns"] = LONG_NS
+        learned(opened, (0, 0))
+        read_while_it_blocks(device, opened)
+        assert learned(opened) == (0, 0)
 
 
 # Order and interrupts.

@@ -5,8 +5,9 @@ these on their owners' completion lists, and starts the queue again if requests 
 wakes the owners that sleep, and one each of those that wait for room and for a request of the pool.
 
 Waiting, for completions or for room, is one rule: reap what is there; spin for `poll_ns`, reaping; then ask for an
-interrupt and block for a bounded time. Interrupts are asked for while somebody blocks, and only then. In interrupt mode
-one completion thread per queue (`completion_loop`) waits on the call fd; with polling alone there is none.
+interrupt and block for a bounded time. Interrupts are asked for while somebody blocks, and only then. Where `poll_ns`
+is 0 a submitter still glances at the ring before it blocks, as long as that has helped (`virtblk_glance`). In interrupt
+mode one completion thread per queue (`completion_loop`) waits on the call fd; with polling alone there is none.
 
 A disk of several virtqueues has as many of these queues. They share nothing but their end: see virtblk_break.
 """
@@ -67,6 +68,10 @@ COMPLETION_WAIT_MS = 1000
 #: How often a submitter of many gives way before it blocks: who runs next may find what we wait for. Where nobody
 #: else runs, a turn of that takes less than a microsecond, and all of them less than falling asleep and waking up.
 COURTESY = 8
+#: How long one that has its core to itself looks before it blocks: what falling asleep and being woken cost it.
+GLANCE_NS = 10_000
+#: How many waits in a row go without a glance, at most: a disk that is never so quick pays 1/64 of one per wait.
+BLIND = 63
 #: Rounds without a find after which the one who polls looks at the clock, and lets another poll.
 TURN_ROUNDS = 4096
 #: And where others poll other virtqueues on the same core: more is their time.
@@ -306,6 +311,26 @@ def virtblk_block(d, sub, room):
     wait_finish(queue)
 
 
+@kernel
+def virtblk_glance(d, sub):
+    """How long the submitter looks before it blocks in interrupt mode: `glance_ns`, or 0 in as many waits as
+    virtblk_glanced has told it to go without."""
+    blind = d.submitters[sub]["blind"]
+    if blind:
+        d.submitters[sub]["blind"] = blind - 1
+        return 0
+    return d.queue[0]["glance_ns"]
+
+
+@kernel
+def virtblk_glanced(d, sub, helped):
+    """Learn from a glance: after one that helped, the next wait has one, too; after each in vain, twice as many waits
+    and one more go without, BLIND at most."""
+    vain = 0 if helped else min(2 * d.submitters[sub]["vain"] + 1, BLIND)
+    d.submitters[sub]["vain"] = vain
+    d.submitters[sub]["blind"] = vain
+
+
 @cold_kernel
 def virtblk_pass_turn(d, sub):
     """Stop being the one who polls, and wake somebody who waits to take over.
@@ -425,6 +450,9 @@ def virtblk_wait_at(handle, paths, sub, room, reap):
         if poll_ns < 0:
             return virtblk_wait_in_turn(d, sub, room)
         poll_ns = 0
+    glance = 0
+    if poll_ns == 0 and not d.queue[0]["crowded"]:
+        poll_ns = glance = virtblk_glance(d, sub)
     began = 0  # when nothing was found, for `poll_ns`
     since = 0  # what the time-out counts from
     used = -1  # where the used ring stood then
@@ -456,7 +484,12 @@ def virtblk_wait_at(handle, paths, sub, room, reap):
                 courtesy -= 1
                 sched_yield()
                 continue
+            if glance:
+                virtblk_glanced(d, sub, False)
+                poll_ns = glance = 0
             virtblk_block(d, sub, room)
+    if glance and rounds:
+        virtblk_glanced(d, sub, True)
     return -d.queue[0]["error"]
 
 

@@ -17,6 +17,7 @@ from virtblk.block.blk_mq import BLK_MQ_PLUG_LEAST, BLK_MQ_PLUG_MOST
 from virtblk.block.request import RequestQueue
 from virtblk.block.request_queue import blk_auto_record, blk_init_queue, example_request_queue
 from virtblk.driver.auto import NEVER
+from virtblk.driver.completion import GLANCE_NS
 from virtblk.driver.virtblk_req import (
     PATH_BIO,
     PATH_REQUEST,
@@ -164,6 +165,7 @@ class QueueSetup:
             ("stop_fd", self.stop_fd),
             ("timeout_ns", timeout_ns),
             ("poll_ns", poll_ns),
+            ("glance_ns", GLANCE_NS),
             ("crowded", crowded),
             ("can_flush", limits.can_flush),
             ("max_segs", limits.max_segs),

@@ -44,6 +44,7 @@ QUEUE_DTYPE = np.dtype(
         ("stop_fd", "i8"),
         ("timeout_ns", "i8"),
         ("poll_ns", "i8"),  # spin this long before blocking; -1: never block
+        ("glance_ns", "i8"),  # where that is 0: how long to look all the same, as far as it helps (virtblk_glance)
         ("crowded", "i8"),  # 1 when there are more submitters than cores: no two of them spin at a time; 2 when more
         # virtqueues than cores are polled, too, so that it is a core's others who wait (changed as `path` is)
         ("can_flush", "i8"),
@@ -88,6 +89,8 @@ SUBMITTER_DTYPE = np.dtype(
         ("tags", "i8"),  # how many more it holds ready for the mq path: none, or as many as its plug takes
         ("plugging", "i8"),  # 1 between blk_start_plug and blk_finish_plug
         ("mark", "i8"),  # the reap that last noted it
+        ("blind", "i8"),  # waits that it goes to sleep in without a glance
+        ("vain", "i8"),  # how many those were after its last glance, which was in vain; 0 after one that helped
         ("kicks", "i8"),
         ("ring_full_waits", "i8"),  # bios that found no room at first try
         ("request_waits", "i8"),  # bios that found the pool of requests empty
