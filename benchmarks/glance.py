@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 from virtblk.bench.bootstrap import Estimate, paired_ratio
-from virtblk.bench.job import JobOptions, is_write, parse_workloads
+from virtblk.bench.job import JobOptions, parse_workloads
 from virtblk.bench.matrix import parse_disks
 from virtblk.bench.runner import Runner
 from virtblk.bench.session import Session
@@ -92,7 +92,7 @@ def main() -> int:
     for disk in parse_disks(options.disks):
         for job in jobs:
             (workload,) = job.workloads
-            if is_write(workload):
+            if job.writes:
                 print(f"{workload} writes to {disk}", flush=True)
             with Session(disk, job) as session:
                 arms = Arms(session, job, round(options.glance_us * 1000))
